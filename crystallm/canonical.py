@@ -1,0 +1,414 @@
+"""Crystal → the one description that the model reads: asymmetric unit in a fixed setting, normaliser and rounding resolved.
+
+The rule, in order: (1) the smallest cell among the changes of basis that keep the setting: smaller a, then b, then c, then
+angles closer to 90°, then obtuse ones; (2) the smallest sequence of (element, Wyckoff letter) over the sites; (3) along
+polar axes the origin lies on a site of the scarcest (element, letter); (4) the smallest sequence of coordinates, each site
+given by its smallest equivalent point on the first representative of its position. All comparisons are made on rounded
+numbers, so the rule is decided by what the text states and by nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition
+from crystallm.space_groups import SpaceGroup, space_group, space_group_symbols
+from crystallm.symmetry import SymmetricSites, SymmetryError, find_space_group, find_symmetric_sites, identify_positions
+from tokenizer.elements import ATOMIC_NUMBERS, ELEMENT_RANK, SYMBOLS
+
+LENGTH_STEPS = 100  # per Å: lengths are multiples of 0.01 Å
+ANGLE_STEPS = 10  # per degree
+COORDINATE_STEPS = 1000  # per cell edge
+# A half goes up, and so does what lies a hair below it: 1/16 sits on a rounding boundary in every description.
+_GUARD = 1e-3
+_MAX_ROUNDS = 4
+
+
+class CanonicalError(ValueError):
+    """A crystal that has no canonical text, or a text that is not canonical. `reason` is a short name for counts."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason, str(self))
+
+
+@dataclass(frozen=True)
+class Site:
+    symbol: str
+    letter: str
+    frac: tuple[float, float, float]  # as the text states them; SpaceGroup restores 1/3 from 0.333
+
+
+@dataclass(frozen=True)
+class AsymmetricUnit:
+    """What a canonical text states."""
+
+    formula: tuple[tuple[str, int], ...]  # reduced, in formula order
+    formula_units: int  # in the primitive cell
+    space_group_number: int
+    cell: tuple[float, float, float, float, float, float]  # Å and degrees, conventional cell
+    sites: tuple[Site, ...]
+    properties: dict[str, float] = field(default_factory=dict)  # condition lines by name, unit in the name
+
+    @property
+    def group(self) -> SpaceGroup:
+        return space_group(self.space_group_number)
+
+    @property
+    def reduced_formula(self) -> str:
+        return formula_text(dict(self.formula))
+
+    @property
+    def multiplicities(self) -> tuple[int, ...]:
+        """Of each site, in the conventional cell."""
+        return tuple(self.group.position(site.letter).multiplicity for site in self.sites)
+
+    def to_text(self) -> str:
+        a, b, c, alpha, beta, gamma = self.cell
+        head = [f"# {name} {value:+.2f}" for name, value in self.properties.items()]
+        sites = [f"{s.symbol} {s.letter} {s.frac[0]:.3f} {s.frac[1]:.3f} {s.frac[2]:.3f}" for s in self.sites]
+        lines = [
+            *head,
+            f"data_{self.reduced_formula}",
+            f"_crystallm_primitive_formula_units {self.formula_units}",
+            f"_symmetry_space_group_name_H-M {self.group.symbol}",
+            f"_cell_length_a {a:.2f}",
+            f"_cell_length_b {b:.2f}",
+            f"_cell_length_c {c:.2f}",
+            f"_cell_angle_alpha {alpha:.1f}",
+            f"_cell_angle_beta {beta:.1f}",
+            f"_cell_angle_gamma {gamma:.1f}",
+            "loop_",
+            "_atom_site_type_symbol",
+            "_atom_site_Wyckoff_symbol",
+            "_atom_site_fract_x",
+            "_atom_site_fract_y",
+            "_atom_site_fract_z",
+            *sites,
+        ]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> AsymmetricUnit:
+        """Raises CanonicalError with the first line that does not fit."""
+        return _read_text(text)
+
+    def to_crystal(self) -> Crystal:
+        """The atoms of the conventional cell, special coordinates exact. Raises CanonicalError for an impossible cell."""
+        try:
+            lattice = lattice_from_parameters(*self.cell)
+        except ValueError as err:
+            raise CanonicalError("bad_cell", f"data_{self.reduced_formula}: {err}") from err
+        points, numbers = [], []
+        for site in self.sites:
+            orbit = self.group.position(site.letter).orbit(np.array(site.frac))
+            points.append(orbit)
+            numbers += [ATOMIC_NUMBERS[site.symbol]] * len(orbit)
+        return Crystal(lattice, np.concatenate(points), np.array(numbers))
+
+
+def to_primitive(crystal: Crystal, group: SpaceGroup) -> Crystal:
+    """One lattice point's share of a conventional cell in the setting of `group`."""
+    if group.n_centring == 1:
+        return crystal
+    identity = (group.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
+    basis = _primitive_basis(group.number)  # (3, 3) rows in fractions of the conventional cell
+    frac = crystal.frac_coords @ np.linalg.inv(basis)
+    shifts = group.translations[identity] @ np.linalg.inv(basis)
+    assert np.allclose(shifts, np.rint(shifts))
+    frac -= np.floor(frac + 1e-6)
+    kept: list[int] = []  # the first of each set of points that now coincide
+    for z in np.unique(crystal.atomic_numbers):
+        members = np.flatnonzero(crystal.atomic_numbers == z)
+        delta = frac[members][:, None] - frac[members][None]
+        same = (np.abs(delta - np.rint(delta)) < 1e-5).all(-1)
+        kept += members[same.argmax(axis=1) == np.arange(len(members))].tolist()
+    if len(kept) * group.n_centring != crystal.n_atoms:
+        raise SymmetryError(f"{crystal.n_atoms} atoms do not repeat with the centring of {group.symbol}")
+    kept.sort()
+    return Crystal(basis @ crystal.lattice, frac[kept], crystal.atomic_numbers[kept])
+
+
+@functools.cache
+def _primitive_basis(number: int) -> np.ndarray:
+    group = space_group(number)
+    identity = (group.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
+    vectors = np.concatenate([group.translations[identity], np.eye(3)])
+    vectors = np.concatenate([vectors, vectors - 1, [v - e for v in group.translations[identity] for e in np.eye(3)]])
+    vectors = vectors[(np.abs(vectors).max(axis=1) <= 1) & (np.abs(vectors).sum(axis=1) > 0)]
+    vectors = vectors[np.argsort((vectors**2).sum(axis=1), kind="stable")]
+    for triple in itertools.combinations(range(len(vectors)), 3):
+        basis = vectors[list(triple)]
+        if np.isclose(np.linalg.det(basis), 1 / group.n_centring):
+            return basis
+    raise AssertionError(f"no primitive basis for group {number}")
+
+
+def canonicalize(crystal: Crystal) -> AsymmetricUnit:
+    """The canonical description. Raises CanonicalError ("symmetry", "not_representable", "unstable_symmetry").
+
+    Symmetrising and rounding can lift a crystal into a supergroup; it is then described again, until the group that the
+    text states is the group found in what it expands to.
+    """
+    try:
+        sites = find_symmetric_sites(crystal)
+        seen = []
+        for _ in range(_MAX_ROUNDS):
+            unit = describe(sites)
+            primitive = to_primitive(unit.to_crystal(), unit.group)
+            found = find_space_group(primitive)
+            seen.append(unit.group.symbol)
+            if found.number == unit.space_group_number:
+                return unit
+            sites = find_symmetric_sites(primitive)
+    except SymmetryError as err:
+        raise CanonicalError("symmetry", str(err)) from err
+    raise CanonicalError("unstable_symmetry", f"the group changes with each description: {' → '.join(seen)}")
+
+
+def describe(sites: SymmetricSites) -> AsymmetricUnit:
+    """The canonical description of symmetrised sites. Raises CanonicalError where a number leaves the vocabulary."""
+    group = sites.group
+    rank = np.array([ELEMENT_RANK[SYMBOLS[z - 1]] for z in sites.atomic_numbers])
+    best: tuple | None = None
+    for metric, points, letters in _reduced_descriptions(sites):
+        candidate = _smallest_description(group, rank, points, letters)
+        if best is None or candidate < best[0]:
+            best = candidate, metric
+    assert best is not None
+    (_, rows), metric = best
+    multiplicity = {p.letter: p.multiplicity for p in group.wyckoff}
+    text_sites, counts = [], {}
+    for element, letter, code in rows:
+        symbol, position = _symbol_of_rank()[element], group.wyckoff[letter]
+        frac = position.coordinates(np.array(code) / COORDINATE_STEPS)
+        steps = _round(frac, COORDINATE_STEPS) % COORDINATE_STEPS
+        text_sites.append(Site(symbol, position.letter, tuple((steps / COORDINATE_STEPS).tolist())))
+        counts[symbol] = counts.get(symbol, 0) + multiplicity[position.letter]
+    formula, units = reduce_composition(counts)
+    assert units % group.n_centring == 0
+    cell = _tied_cell(group, _round_cell(metric[None])[0])
+    if not (all(1.0 <= x < 100.0 for x in cell[:3]) and all(10.0 <= x <= 170.0 for x in cell[3:])):
+        raise CanonicalError(
+            "not_representable", f"cell {cell} leaves the vocabulary: lengths 1.00-99.99 Å, angles 10.0-170.0°"
+        )
+    if units // group.n_centring > 999 or max(formula.values()) > 999:
+        raise CanonicalError("not_representable", f"{formula_text(formula)} × {units}: a count above 999")
+    return AsymmetricUnit(tuple(formula.items()), units // group.n_centring, group.number, cell, tuple(text_sites))
+
+
+def _round(values: np.ndarray, steps: int) -> np.ndarray:
+    return np.floor(values * steps + 0.5 + _GUARD).astype(np.int64)
+
+
+def _round_cell(metric: np.ndarray) -> np.ndarray:
+    """(n, 3, 3) metrics, Å² -> (n, 6) lengths in 0.01 Å and angles in 0.1°."""
+    lengths = np.sqrt(np.diagonal(metric, axis1=1, axis2=2))  # (n, 3)
+    i, j = np.array([1, 0, 0]), np.array([2, 2, 1])
+    cosines = metric[:, i, j] / (lengths[:, i] * lengths[:, j])
+    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+    return np.concatenate([_round(lengths, LENGTH_STEPS), _round(angles, ANGLE_STEPS)], axis=1)
+
+
+def _tied_cell(group: SpaceGroup, rounded: np.ndarray) -> tuple[float, float, float, float, float, float]:
+    lengths = (rounded[:3] / LENGTH_STEPS).tolist()
+    for i, j in group.ties.equal_lengths:
+        lengths[i] = lengths[j]
+    angles = [
+        tied if tied is not None else value
+        for tied, value in zip(group.ties.angles, (rounded[3:] / ANGLE_STEPS).tolist(), strict=True)
+    ]
+    a, b, c, alpha, beta, gamma = *lengths, *angles
+    return a, b, c, alpha, beta, gamma
+
+
+def _cell_keys(metric: np.ndarray) -> np.ndarray:
+    """(n, 3, 3) -> (n, 9) integers that rule (1) compares from left to right."""
+    cells = _round_cell(metric)
+    right = 90 * ANGLE_STEPS
+    return np.concatenate([cells[:, :3], np.abs(cells[:, 3:] - right), cells[:, 3:] < right], axis=1)
+
+
+def _smallest_rows(keys: np.ndarray) -> np.ndarray:
+    """Indices of the rows that come first in lexicographic order, all of them where several are equal."""
+    alive = np.arange(len(keys))
+    for column in range(keys.shape[1]):
+        values = keys[alive, column]
+        alive = alive[values == values.min()]
+        if len(alive) == 1:
+            break
+    return alive
+
+
+@functools.cache
+def _unimodular() -> np.ndarray:
+    """(3480, 3, 3): the proper changes of basis with entries -1, 0, 1."""
+    all_matrices = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
+    return all_matrices[np.rint(np.linalg.det(all_matrices)).astype(int) == 1]
+
+
+@functools.cache
+def _basis_changes(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations (n, 3, 3), each with a translation (n, 3), among which rule (1) chooses the cell."""
+    if number <= 2:
+        matrices = _unimodular()
+        return matrices, np.zeros((len(matrices), 3))
+    normaliser = space_group(number).normaliser
+    _, first = np.unique(normaliser.rotations.reshape(-1, 9), axis=0, return_index=True)
+    return normaliser.rotations[first], normaliser.translations[first]
+
+
+def _reduced_descriptions(sites: SymmetricSites) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(metric, points, letters) in each of the cells that rule (1) ranks first; equal metrics after rounding."""
+    group, metric, points, letters = sites.group, sites.metric_ang2, sites.points, sites.letters
+    if group.number >= 75:  # the normaliser leaves these cells as they are
+        yield metric, points, letters
+        return
+    changes, shifts = _basis_changes(group.number)
+    inverse = np.rint(np.linalg.inv(changes)).astype(np.int64)
+    while True:
+        metrics = np.einsum("nji,jk,nkl->nil", inverse, metric, inverse)  # (n, 3, 3), Å²
+        keys = _cell_keys(metrics)
+        current = _cell_keys(metric[None])[0]
+        first = _smallest_rows(keys)
+        if tuple(keys[first[0]]) >= tuple(current):
+            break
+        m, t = changes[first[0]], shifts[first[0]]
+        metric = metrics[first[0]]
+        letters, points = identify_positions(group, points @ m.T + t, letters)
+    for k in first:
+        moved_letters, moved = identify_positions(group, points @ changes[k].T + shifts[k], letters)
+        yield metrics[k], moved, moved_letters
+
+
+@functools.cache
+def _cell_keeping_cosets(number: int) -> np.ndarray:
+    """Cosets of the normaliser that rule (1) leaves open: pure translations, and all where no cell is to be chosen."""
+    normaliser = space_group(number).normaliser
+    if number >= 75:
+        return np.arange(len(normaliser.rotations))
+    return np.flatnonzero((normaliser.rotations == np.eye(3, dtype=int)).all(axis=(1, 2)))
+
+
+def _smallest_description(group: SpaceGroup, rank: np.ndarray, points: np.ndarray, letters: np.ndarray):
+    """Rules (2) to (4). Returns (comparison key, rows), rows being (element rank, letter index, coordinate steps)."""
+    normaliser = group.normaliser
+    cosets = _cell_keeping_cosets(group.number)
+    new_letters = normaliser.letters[np.ix_(cosets, letters)]  # (n_cosets, n_sites)
+    combined = rank * 32 + new_letters
+    first = _smallest_rows(np.sort(combined, axis=1))
+    cosets, new_letters, combined = cosets[first], new_letters[first], combined[first]
+
+    # the sites in each description left, on the first representatives: (n_cosets, n_sites, 3)
+    ops = normaliser.operations[cosets[:, None], letters]
+    images = np.einsum("kij,sj->ksi", normaliser.rotations[cosets], points) + normaliser.translations[cosets][:, None]
+    images = np.einsum("ksij,ksj->ksi", group.rotations[ops], images) + group.translations[ops]
+    if normaliser.polar.any():
+        images, new_letters, combined = _with_polar_origins(group, images, new_letters, combined)
+
+    codes = np.zeros((len(images), len(rank)), np.int64)
+    for s in range(len(rank)):
+        for letter in np.unique(new_letters[:, s]):
+            rows = np.flatnonzero(new_letters[:, s] == letter)
+            codes[rows, s] = _point_codes(group.wyckoff[letter], images[rows, s])
+    order = np.lexsort((codes, combined), axis=1)
+    keys = np.take_along_axis(codes, order, axis=1)
+    winner = _smallest_rows(keys)[0]
+    rows = []
+    for s in order[winner]:
+        code = int(codes[winner, s])
+        split = (code // COORDINATE_STEPS**2, code // COORDINATE_STEPS % COORDINATE_STEPS, code % COORDINATE_STEPS)
+        rows.append((int(rank[s]), int(new_letters[winner, s]), split))
+    key = (tuple(np.take_along_axis(combined, order, axis=1)[winner].tolist()), tuple(keys[winner].tolist()))
+    return key, rows
+
+
+def _point_codes(position, points: np.ndarray) -> np.ndarray:
+    """(n, 3) points of a position -> (n,) smallest code x·10⁶ + y·10³ + z of the equivalent points, in 0.001; fixed axes 0."""
+    if not position.free_axes:
+        return np.zeros(len(points), np.int64)
+    images = np.einsum("oij,nj->noi", position.stabiliser_rotations, points) + position.stabiliser_translations
+    steps = _round(images, COORDINATE_STEPS) % COORDINATE_STEPS  # (n, n_images, 3)
+    weights = np.array([COORDINATE_STEPS**2, COORDINATE_STEPS, 1]) * np.isin(np.arange(3), position.free_axes)
+    return (steps @ weights).min(axis=1)
+
+
+def _with_polar_origins(group: SpaceGroup, images: np.ndarray, letters: np.ndarray, combined: np.ndarray):
+    """Each description once for each origin that rule (3) allows: (n, n_sites, 3), (n, n_sites), (n, n_sites)."""
+    polar = group.normaliser.polar
+    kinds, counts = np.unique(combined[0], return_counts=True)  # the same in every row
+    scarcest = kinds[np.argmin(counts)]
+    moved, which = [], []
+    for k in range(len(images)):
+        for s in np.flatnonzero(combined[k] == scarcest):
+            position = group.wyckoff[letters[k, s]]
+            starts = position.stabiliser_rotations @ images[k, s] + position.stabiliser_translations  # (n_images, 3)
+            shifts = np.where(polar, starts, 0.0)
+            shifts = shifts[np.unique(np.round(shifts % 1.0, 6) % 1.0, axis=0, return_index=True)[1]]
+            moved.append(images[k][None] - shifts[:, None])
+            which += [k] * len(shifts)
+    return np.concatenate(moved), letters[which], combined[which]
+
+
+@functools.cache
+def _symbol_of_rank() -> dict[int, str]:
+    return {rank: symbol for symbol, rank in ELEMENT_RANK.items()}
+
+
+_HEAD = re.compile(
+    r"(?P<properties>(?:# [a-z0-9_]+ [+-]\d+\.\d\d\n)*)"
+    r"data_(?P<formula>(?:[A-Z][a-z]?\d*)+)\n"
+    r"_crystallm_primitive_formula_units (?P<units>[1-9]\d*)\n"
+    r"_symmetry_space_group_name_H-M (?P<group>\S+)\n"
+    r"_cell_length_a (?P<a>\d+\.\d+)\n_cell_length_b (?P<b>\d+\.\d+)\n_cell_length_c (?P<c>\d+\.\d+)\n"
+    r"_cell_angle_alpha (?P<alpha>\d+\.\d+)\n_cell_angle_beta (?P<beta>\d+\.\d+)\n_cell_angle_gamma (?P<gamma>\d+\.\d+)\n"
+    r"loop_\n_atom_site_type_symbol\n_atom_site_Wyckoff_symbol\n"
+    r"_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
+)
+_SITE = re.compile(r"([A-Z][a-z]?) ([A-Za-z]) (\d\.\d+) (\d\.\d+) (\d\.\d+)")
+
+
+def is_canonical(text: str) -> bool:
+    """Whether a text is meant to be canonical; from_text tells whether it is."""
+    return "_crystallm_primitive_formula_units" in text and "_symmetry_equiv_pos" not in text
+
+
+def _read_text(text: str) -> AsymmetricUnit:
+    head = _HEAD.match(text)
+    if head is None:
+        raise CanonicalError("syntax", f"not the head of a canonical CIF: {text[:60]!r}…")
+    name = f"data_{head['formula']}"
+    symbol = head["group"]
+    if symbol not in space_group_symbols():
+        raise CanonicalError("syntax", f"{name}: {symbol!r} is not the short symbol of a space group")
+    group = space_group(symbol)
+    sites = []
+    for number, line in enumerate(text[head.end() :].splitlines(), 1):
+        match = _SITE.fullmatch(line)
+        if match is None:
+            raise CanonicalError("syntax", f"{name}, site {number}: want 'O c 0.000 0.500 0.500', got {line[:60]!r}")
+        element, letter, x, y, z = match.groups()
+        if element not in ATOMIC_NUMBERS:
+            raise CanonicalError("unknown_element", f"{name}, site {number}: {element!r} is no element")
+        if letter not in {p.letter for p in group.wyckoff}:
+            raise CanonicalError("syntax", f"{name}, site {number}: {symbol} has no Wyckoff position {letter!r}")
+        sites.append(Site(element, letter, (float(x), float(y), float(z))))
+    if not sites:
+        raise CanonicalError("no_atoms", f"{name}: no site follows the head")
+    formula = tuple((el, int(count or 1)) for el, count in re.findall(r"([A-Z][a-z]?)(\d*)", head["formula"]))
+    if unknown := [el for el, _ in formula if el not in ATOMIC_NUMBERS]:
+        raise CanonicalError("unknown_element", f"{name}: {unknown[0]!r} is no element")
+    properties = {line.split()[1]: float(line.split()[2]) for line in head["properties"].splitlines()}
+    a, b, c, alpha, beta, gamma = (float(head[key]) for key in ("a", "b", "c", "alpha", "beta", "gamma"))
+    return AsymmetricUnit(
+        formula, int(head["units"]), group.number, (a, b, c, alpha, beta, gamma), tuple(sites), properties
+    )
