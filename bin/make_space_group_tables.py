@@ -1,8 +1,8 @@
 """Generate resources/space_groups.npz, the tables of the 230 groups:  python bin/make_space_group_tables.py
 
-Run by maintainers only. Wyckoff positions come from pyxtal (the letters and representatives of the International Tables,
-vol. A: unique axis b, cell choice 1; hexagonal axes; origin choice 2), spellings of the symbols from spglib's 530 settings.
-Stabilisers and normalisers are searched for here, in exact integers (translations in 24ths).
+Run by maintainers only. Wyckoff positions come from pyxtal (the letters and representatives of the International
+Tables, vol. A: unique axis b, cell choice 1; hexagonal axes; origin choice 2), spellings of the symbols from
+spglib's 530 settings. Stabilisers and normalisers are searched for here, in exact integers (translations in 24ths).
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from pyxtal.symmetry import Group
 
 OUTPUT = Path(__file__).resolve().parent.parent / "resources" / "space_groups.npz"
 DENOMINATOR = 24
+OF_GROUP = ("symbol", "hall_number", "shift", "rotations", "translations", "op_start", "polar")
+OF_POSITION = ("letter", "multiplicity", "linear", "offset", "position_start", "orbit", "orbit_start")
+OF_POSITION += ("stabiliser", "stabiliser_start")
+OF_COSET = ("coset_m", "coset_t", "coset_start", "coset_letter", "coset_op", "image_start")
 
 
 def operations_of(position) -> tuple[np.ndarray, np.ndarray]:
@@ -156,13 +160,7 @@ class Form:
 def main() -> None:
     rng = np.random.default_rng(0)
     default_hall = {t.number: h for h in range(530, 0, -1) for t in [spglib.get_spacegroup_type(h)]}
-    out: dict[str, list] = {
-        name: []
-        for name in (
-            "symbol hall_number shift rotations translations op_start polar letter multiplicity linear offset position_start "
-            "stabiliser stabiliser_start orbit orbit_start coset_m coset_t coset_start coset_letter coset_op image_start"
-        ).split()
-    }
+    out: dict[str, list] = {name: [] for name in (*OF_GROUP, *OF_POSITION, *OF_COSET)}
     for number in range(1, 231):
         positions = list(reversed(Group(number).Wyckoff_positions))  # a first, general last
         rotations, translations = operations_of(positions[-1])
@@ -247,7 +245,9 @@ def main() -> None:
             assert sorted(letters) == list(range(len(positions)))
             out["coset_letter"].append(np.array(letters))
             out["coset_op"].append(np.array(ops))
-        print(number, out["symbol"][-1], len(rotations), "operations", len(positions), "positions", len(cosets), "cosets")
+        print(
+            number, out["symbol"][-1], len(rotations), "operations", len(positions), "positions", len(cosets), "cosets"
+        )
 
     aliases: dict[str, int] = {}
     for hall in range(530, 0, -1):

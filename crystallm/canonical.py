@@ -1,10 +1,10 @@
-"""Crystal → the one description that the model reads: asymmetric unit in a fixed setting, normaliser and rounding resolved.
+"""Crystal → the one description that the model reads: an asymmetric unit in a fixed setting, all free choices made.
 
-The rule, in order: (1) the smallest cell among the changes of basis that keep the setting: smaller a, then b, then c, then
-angles closer to 90°, then obtuse ones; (2) the smallest sequence of (element, Wyckoff letter) over the sites; (3) along
-polar axes the origin lies on a site of the scarcest (element, letter); (4) the smallest sequence of coordinates, each site
-given by its smallest equivalent point on the first representative of its position. All comparisons are made on rounded
-numbers, so the rule is decided by what the text states and by nothing else.
+The rule, in order: (1) the smallest cell among the changes of basis that keep the setting: smaller a, then b, then
+c, then angles closer to 90°, then obtuse ones; (2) the smallest sequence of (element, Wyckoff letter) over the
+sites; (3) along polar axes the origin lies on a site of the scarcest (element, letter); (4) the smallest sequence of
+coordinates, each site given by its smallest equivalent point on the first representative of its position. All
+comparisons are made on rounded numbers, so the rule is decided by what the text states and by nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition
-from crystallm.space_groups import SpaceGroup, space_group, space_group_symbols
+from crystallm.space_groups import SpaceGroup, WyckoffPosition, space_group, space_group_symbols
 from crystallm.symmetry import SymmetricSites, SymmetryError, find_space_group, find_symmetric_sites, identify_positions
 from tokenizer.elements import ATOMIC_NUMBERS, ELEMENT_RANK, SYMBOLS
 
@@ -37,7 +37,7 @@ class CanonicalError(ValueError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[CanonicalError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
 
 
@@ -103,7 +103,9 @@ class AsymmetricUnit:
         return _read_text(text)
 
     def to_crystal(self) -> Crystal:
-        """The atoms of the conventional cell, special coordinates exact. Raises CanonicalError for an impossible cell."""
+        """The atoms of the conventional cell, special coordinates exact. Raises CanonicalError for an impossible
+        cell.
+        """
         try:
             lattice = lattice_from_parameters(*self.cell)
         except ValueError as err:
@@ -187,12 +189,14 @@ def describe(sites: SymmetricSites) -> AsymmetricUnit:
     assert best is not None
     (_, rows), metric = best
     multiplicity = {p.letter: p.multiplicity for p in group.wyckoff}
-    text_sites, counts = [], {}
+    text_sites: list[Site] = []
+    counts: dict[str, int] = {}
     for element, letter, code in rows:
         symbol, position = _symbol_of_rank()[element], group.wyckoff[letter]
         frac = position.coordinates(np.array(code) / COORDINATE_STEPS)
         steps = _round(frac, COORDINATE_STEPS) % COORDINATE_STEPS
-        text_sites.append(Site(symbol, position.letter, tuple((steps / COORDINATE_STEPS).tolist())))
+        x, y, z = (steps / COORDINATE_STEPS).tolist()
+        text_sites.append(Site(symbol, position.letter, (x, y, z)))
         counts[symbol] = counts.get(symbol, 0) + multiplicity[position.letter]
     formula, units = reduce_composition(counts)
     assert units % group.n_centring == 0
@@ -227,8 +231,7 @@ def _tied_cell(group: SpaceGroup, rounded: np.ndarray) -> tuple[float, float, fl
         tied if tied is not None else value
         for tied, value in zip(group.ties.angles, (rounded[3:] / ANGLE_STEPS).tolist(), strict=True)
     ]
-    a, b, c, alpha, beta, gamma = *lengths, *angles
-    return a, b, c, alpha, beta, gamma
+    return lengths[0], lengths[1], lengths[2], angles[0], angles[1], angles[2]
 
 
 def _cell_keys(metric: np.ndarray) -> np.ndarray:
@@ -299,7 +302,12 @@ def _cell_keeping_cosets(number: int) -> np.ndarray:
     return np.flatnonzero((normaliser.rotations == np.eye(3, dtype=int)).all(axis=(1, 2)))
 
 
-def _smallest_description(group: SpaceGroup, rank: np.ndarray, points: np.ndarray, letters: np.ndarray):
+_Rows = list[tuple[int, int, tuple[int, int, int]]]
+
+
+def _smallest_description(
+    group: SpaceGroup, rank: np.ndarray, points: np.ndarray, letters: np.ndarray
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], _Rows]:
     """Rules (2) to (4). Returns (comparison key, rows), rows being (element rank, letter index, coordinate steps)."""
     normaliser = group.normaliser
     cosets = _cell_keeping_cosets(group.number)
@@ -323,17 +331,19 @@ def _smallest_description(group: SpaceGroup, rank: np.ndarray, points: np.ndarra
     order = np.lexsort((codes, combined), axis=1)
     keys = np.take_along_axis(codes, order, axis=1)
     winner = _smallest_rows(keys)[0]
-    rows = []
+    result: _Rows = []
     for s in order[winner]:
         code = int(codes[winner, s])
         split = (code // COORDINATE_STEPS**2, code // COORDINATE_STEPS % COORDINATE_STEPS, code % COORDINATE_STEPS)
-        rows.append((int(rank[s]), int(new_letters[winner, s]), split))
+        result.append((int(rank[s]), int(new_letters[winner, s]), split))
     key = (tuple(np.take_along_axis(combined, order, axis=1)[winner].tolist()), tuple(keys[winner].tolist()))
-    return key, rows
+    return key, result
 
 
-def _point_codes(position, points: np.ndarray) -> np.ndarray:
-    """(n, 3) points of a position -> (n,) smallest code x·10⁶ + y·10³ + z of the equivalent points, in 0.001; fixed axes 0."""
+def _point_codes(position: WyckoffPosition, points: np.ndarray) -> np.ndarray:
+    """(n, 3) points of a position -> (n,) smallest code x·10⁶ + y·10³ + z of the equivalent points; fixed axes count
+    0.
+    """
     if not position.free_axes:
         return np.zeros(len(points), np.int64)
     images = np.einsum("oij,nj->noi", position.stabiliser_rotations, points) + position.stabiliser_translations
@@ -342,7 +352,9 @@ def _point_codes(position, points: np.ndarray) -> np.ndarray:
     return (steps @ weights).min(axis=1)
 
 
-def _with_polar_origins(group: SpaceGroup, images: np.ndarray, letters: np.ndarray, combined: np.ndarray):
+def _with_polar_origins(
+    group: SpaceGroup, images: np.ndarray, letters: np.ndarray, combined: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each description once for each origin that rule (3) allows: (n, n_sites, 3), (n, n_sites), (n, n_sites)."""
     polar = group.normaliser.polar
     kinds, counts = np.unique(combined[0], return_counts=True)  # the same in every row
@@ -370,7 +382,8 @@ _HEAD = re.compile(
     r"_crystallm_primitive_formula_units (?P<units>[1-9]\d*)\n"
     r"_symmetry_space_group_name_H-M (?P<group>\S+)\n"
     r"_cell_length_a (?P<a>\d+\.\d+)\n_cell_length_b (?P<b>\d+\.\d+)\n_cell_length_c (?P<c>\d+\.\d+)\n"
-    r"_cell_angle_alpha (?P<alpha>\d+\.\d+)\n_cell_angle_beta (?P<beta>\d+\.\d+)\n_cell_angle_gamma (?P<gamma>\d+\.\d+)\n"
+    r"_cell_angle_alpha (?P<alpha>\d+\.\d+)\n_cell_angle_beta (?P<beta>\d+\.\d+)\n"
+    r"_cell_angle_gamma (?P<gamma>\d+\.\d+)\n"
     r"loop_\n_atom_site_type_symbol\n_atom_site_Wyckoff_symbol\n"
     r"_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
 )

@@ -1,4 +1,5 @@
-"""The 230 space groups in one setting each: operations, Wyckoff positions, normalisers. Reads a generated table with numpy.
+"""The 230 space groups in one setting each: operations, Wyckoff positions, normalisers. Reads a generated table with
+numpy.
 
 Setting: unique axis b and cell choice 1, hexagonal axes, origin choice 2 (International Tables, vol. A).
 """
@@ -59,14 +60,16 @@ class WyckoffPosition:
 class Normaliser:
     """Changes of description that keep the group: x' = rotations[k] x + translations[k], modulo the group itself.
 
-    Proper operations only, so a crystal never turns into its mirror image. Along a polar axis the origin is free besides.
-    For triclinic groups any unimodular change of basis serves as well; these are not listed.
+    Proper operations only, so a crystal never turns into its mirror image. Along a polar axis the origin is free
+    besides. For triclinic groups any unimodular change of basis serves as well; these are not listed.
     """
 
     rotations: np.ndarray  # (n_cosets, 3, 3) int64
     translations: np.ndarray  # (n_cosets, 3) float64
     letters: np.ndarray  # (n_cosets, n_positions) int64: index of the position that the image lies on
-    operations: np.ndarray  # (n_cosets, n_positions) int64: operation that brings the image to that first representative
+    operations: (
+        np.ndarray
+    )  # (n_cosets, n_positions) int64: operation that brings the image to that first representative
     polar: np.ndarray  # (3,) bool
 
 

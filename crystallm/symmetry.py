@@ -1,4 +1,6 @@
-"""A crystal's space group (found by moyo and spglib) and its sites as Wyckoff positions, in the setting of crystallm.space_groups."""
+"""A crystal's space group (found by moyo and spglib) and its sites as Wyckoff positions, in the setting of
+crystallm.space_groups.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,9 @@ class _Found:
 def _find(crystal: Crystal, symprec: float) -> _Found:
     """What spglib finds, mostly without asking it.
 
-    moyo takes 0.35 ms where spglib takes 3.8 ms (mean over Materials Project). Its answer is used where it is the same at a
-    fifth and at one and a half times the tolerance: of 2,500 crystals 96 % are of this kind, and spglib named the same
-    group for each of them. On the others the two programs differ now and then, and spglib decides.
+    moyo takes 0.35 ms where spglib takes 3.8 ms (mean over Materials Project). Its answer is used where it is the
+    same at a fifth and at one and a half times the tolerance: of 2,500 crystals 96 % are of this kind, and spglib
+    named the same group for each of them. On the others the two programs differ now and then, and spglib decides.
     """
     strict, loose = _moyo(crystal, 0.2 * symprec), _moyo(crystal, 1.5 * symprec)
     if strict is not None and loose is not None and strict.number == loose.number:
@@ -58,7 +60,9 @@ def _find(crystal: Crystal, symprec: float) -> _Found:
         shift = -linear @ np.array(strict.std_origin_shift)
         return _Found(space_group(strict.number), linear, shift, np.array(strict.orbits))
     try:
-        found = spglib.get_symmetry_dataset((crystal.lattice, crystal.frac_coords, crystal.atomic_numbers), symprec=symprec)
+        found = spglib.get_symmetry_dataset(
+            (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers), symprec=symprec
+        )
     except spglib.SpglibError as err:
         raise SymmetryError(f"spglib finds no space group at symprec {symprec} Å: {err}") from err
     if found is None:
@@ -86,8 +90,8 @@ def _quiet_moyo() -> None:
 def find_symmetric_sites(crystal: Crystal, symprec: float = SYMPREC_ANG) -> SymmetricSites:
     """Cell and sites in the standard setting, averaged over the operations found.
 
-    The averages run over all equivalent atoms and all operations, so they do not depend on how the crystal was described
-    (spglib's own `std_positions` start from one atom of each orbit). Raises SymmetryError.
+    The averages run over all equivalent atoms and all operations, so they do not depend on how the crystal was
+    described (spglib's own `std_positions` start from one atom of each orbit). Raises SymmetryError.
     """
     if np.linalg.det(crystal.lattice) < 0:  # a left-handed basis describes the same crystal as its negative
         crystal = Crystal(-crystal.lattice, -crystal.frac_coords, crystal.atomic_numbers)
@@ -104,7 +108,10 @@ def find_symmetric_sites(crystal: Crystal, symprec: float = SYMPREC_ANG) -> Symm
         members = np.flatnonzero(found.orbits == first)
         multiplicity = round(len(members) / cells)
         if multiplicity == 0 or len(w) % multiplicity:
-            raise SymmetryError(f"{group.symbol}: {len(members) / cells:.3f} equivalent atoms in a cell, {len(w)} operations")
+            count = f"{len(members) / cells:.3f}"
+            raise SymmetryError(
+                f"{group.symbol}: {count} equivalent atoms in a cell do not fit its {len(w)} operations"
+            )
         start = points[members[0]]
         images = np.einsum("nij,mj->mni", w, points[members]) + group.translations  # (n_members, n_ops, 3)
         delta = images - start
@@ -132,12 +139,14 @@ def _identify(group: SpaceGroup, point: np.ndarray, multiplicity: int) -> tuple[
             holds = position.holds(images)
             if holds.any():
                 return position.index, position.coordinates(images[np.argmax(holds)])
-    raise SymmetryError(f"{group.symbol}: no Wyckoff position of multiplicity {multiplicity} at {np.round(point, 4).tolist()}")
+    place = np.round(point, 4).tolist()
+    raise SymmetryError(f"{group.symbol}: no Wyckoff position of multiplicity {multiplicity} at {place}")
 
 
 def identify_positions(group: SpaceGroup, points: np.ndarray, letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `_identify`, for sites whose multiplicities are those of `letters` (in another cell of the same group)."""
     found = [
-        _identify(group, point, group.wyckoff[letter].multiplicity) for point, letter in zip(points, letters, strict=True)
+        _identify(group, point, group.wyckoff[letter].multiplicity)
+        for point, letter in zip(points, letters, strict=True)
     ]
     return np.array([letter for letter, _ in found]), np.array([point for _, point in found])

@@ -40,7 +40,9 @@ def test_positions(number):
         assert (near.sum(-1) == 1).all()
         point = position.coordinates(rng.random(3))
         assert position.holds(point) and np.allclose(position.coordinates(point), point)
-        assert np.array_equal(position.coordinates(np.round(point, 9))[list(position.free_axes)].shape, (position.n_free,))
+        assert np.array_equal(
+            position.coordinates(np.round(point, 9))[list(position.free_axes)].shape, (position.n_free,)
+        )
 
 
 def test_letters_are_those_of_spglib():
@@ -88,16 +90,18 @@ def test_normaliser_maps_group_and_positions_to_themselves(number):
 @pytest.mark.parametrize(
     "spelling, number",
     [
-        ("Pm-3m", 221), ("P m -3 m", 221), ("P4/mmm", 123), ("P2_1/c", 14), ("P21/c", 14), ("P 1 21/c 1", 14), ("P2(1)/c", 14),
-        ("I2/a", 15), ("R-3m:H", 166), ("r -3 m", 166), ("Fd-3m:2", 227), ("Pbnm", 62), ("Fm3m", 225), (" 62 ", 62), (62, 62),
-        ("P4_2", 77), ("P 4 2 2", 89), ("Oh^5", 225),
+        ("Pm-3m", 221), ("P m -3 m", 221), ("P4/mmm", 123), ("P2_1/c", 14), ("P21/c", 14), ("P 1 21/c 1", 14),
+        ("P2(1)/c", 14), ("I2/a", 15), ("R-3m:H", 166), ("r -3 m", 166), ("Fd-3m:2", 227), ("Pbnm", 62), ("Fm3m", 225),
+        (" 62 ", 62), (62, 62), ("P4_2", 77), ("P 4 2 2", 89), ("Oh^5", 225),
     ],
 )  # fmt: skip
 def test_spellings(spelling, number):
     assert space_group_number(spelling) == number
 
 
-@pytest.mark.parametrize("bad, closest", [("Fm-3x", "Fm-3"), ("Pnmaa", "Pnma"), (0, "outside 1-230"), (231, "outside 1-230")])
+@pytest.mark.parametrize(
+    "bad, closest", [("Fm-3x", "Fm-3"), ("Pnmaa", "Pnma"), (0, "outside 1-230"), (231, "outside 1-230")]
+)
 def test_unknown_names_are_answered_with_the_closest(bad, closest):
     with pytest.raises(SpaceGroupError, match=closest):
         space_group(bad)
