@@ -1,4 +1,4 @@
-"""A crystal as three arrays: the type that travels from the parser to the report. Needs numpy only: sampling imports it.
+"""A crystal as three arrays: the type that travels from parser to report. Needs numpy only: sampling imports it.
 
 Everything here is in Å and degrees; fractional coordinates are in [0, 1).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,10 @@ def lattice_from_parameters(a: float, b: float, c: float, alpha: float, beta: fl
         raise ValueError(f"cell angles must lie between 0 and 180, got alpha, beta, gamma = {alpha}, {beta}, {gamma}")
     # cos(radians(90)) is 6e-17, and such dust would turn up in every orthogonal cell.
     cos_a, cos_b, cos_g = (0.0 if angle == 90 else math.cos(math.radians(angle)) for angle in angles)
-    sin_a, sin_b = math.sin(math.radians(alpha)), math.sin(math.radians(beta))
+    sin_b = math.sin(math.radians(beta))
     unit_volume_squared = 1 + 2 * cos_a * cos_b * cos_g - cos_a**2 - cos_b**2 - cos_g**2
     if unit_volume_squared < 1e-9:
-        raise ValueError(f"no cell has the angles alpha, beta, gamma = {alpha}, {beta}, {gamma}: its volume is not above 0")
+        raise ValueError(f"no cell has the angles alpha, beta, gamma = {alpha}, {beta}, {gamma}: its volume is 0")
     return np.array(
         [
             [a * sin_b, 0.0, a * cos_b],
@@ -114,13 +114,11 @@ class Crystal:
 
     @classmethod
     def from_parameters(
-        cls, cell: Iterable[float], frac_coords: ArrayLike, atomic_numbers: ArrayLike | Iterable[str]
+        cls, cell: Iterable[float], frac_coords: ArrayLike, elements: Sequence[str] | Sequence[int] | Ints
     ) -> Crystal:
-        """From a, b, c (Å), alpha, beta, gamma (degrees); the elements as atomic numbers or as symbols."""
-        elements = list(atomic_numbers)  # type: ignore[arg-type]
-        if elements and isinstance(elements[0], str):
-            elements = [_atomic_number(symbol) for symbol in elements]
-        return cls(lattice_from_parameters(*cell), np.asarray(frac_coords, dtype=np.float64), np.array(elements, np.int64))
+        """From a, b, c (Å), alpha, beta, gamma (degrees); the elements as symbols or as atomic numbers."""
+        numbers = [_atomic_number(element) if isinstance(element, str) else int(element) for element in elements]
+        return cls(lattice_from_parameters(*cell), np.asarray(frac_coords, dtype=np.float64), np.array(numbers))
 
     @property
     def n_atoms(self) -> int:
