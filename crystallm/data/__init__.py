@@ -1,0 +1,1 @@
+"""From corpora as people have them to canonical CIFs and token shards."""

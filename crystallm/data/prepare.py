@@ -1,0 +1,346 @@
+"""A corpus → canonical records and token shards, in three steps that each survive a kill.
+
+    clean   text → canonical text, in parallel; each chunk of rows becomes a file in OUT/work, whole or not at all
+    dedup   duplicates by bucket of formulas; each bucket's result is a file in OUT/work
+    write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json
+
+Run again with the same sources and options, it goes on where it stopped. kept + rejected by reason = read, asserted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from crystallm.data.clean import CleanOptions, CleanRecord, clean_record, formula_of
+from crystallm.data.dedup import DuplicateSearch
+from crystallm.data.readers import count_rows, read_sources
+from crystallm.data.shards import META, ShardWriter, read_meta, write_atomically, write_meta
+from crystallm.data.split import SPLIT_NAMES, split_of
+from crystallm.data.tables import DEFAULT_PROPERTIES, replacing_table, write_table
+from crystallm.parallel import Failure, map_processes
+from crystallm.records import CIFRecord
+from tokenizer import CIFTokenizer
+from tokenizer.vocabulary import PROPERTY_NAMES
+
+WORK_FORMAT = 1  # raised when what a work folder holds changes its meaning
+ITEM_TIMEOUT_S = 60.0  # the median structure takes 0.005
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    paths: tuple[str, ...]  # folders, CIFs, tables, archives
+    out: str
+    exclude: tuple[str, ...] = ()  # sources whose formulas are kept out
+    cif_column: str = "cif"
+    id_column: str | None = None  # None: material_id, id, … or the row's number
+    split_column: str | None = None  # None: by a hash of the formula
+    properties: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_PROPERTIES))  # column → name
+    val_share: float = 0.05
+    test_share: float = 0.0
+    seed: int = 0
+    max_sites: int | None = None  # in the primitive cell
+    limit: int | None = None  # rows read
+    check_round_trip: bool = False
+    match_structures: bool = True  # beyond equal texts
+    max_comparisons: int = 20  # of one structure with those kept before it
+    vocabulary: str = "cif"
+    chunk_rows: int = 1024
+    workers: int | None = None  # None: one a core; 0: this process
+    keep_work: bool = False
+    overwrite: bool = False  # what another call made of this folder
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("paths must name at least one folder, file or archive")
+        if self.val_share < 0 or self.test_share < 0 or self.val_share + self.test_share >= 1:
+            raise ValueError(
+                f"val_share and test_share must leave some to train, got {self.val_share}, {self.test_share}"
+            )
+        if self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows must be at least 1, got {self.chunk_rows}")
+
+    @property
+    def property_names(self) -> list[str]:
+        return list(dict.fromkeys([*PROPERTY_NAMES, *self.properties.values()]))
+
+
+class PrepareError(ValueError):
+    """The output folder belongs to another preparation."""
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What meta.json holds, as counts."""
+
+    n_read: int
+    n_kept: int
+    rejected_by: dict[str, int]
+    counts: dict[str, dict[str, int]]  # by split: structures, tokens, longest
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{'read':<22}{self.n_read:>10,}"]
+        lines += [f"  {name:<20}{n:>10,}" for name, n in sorted(self.rejected_by.items(), key=lambda item: -item[1])]
+        lines += [f"{'kept':<22}{self.n_kept:>10,}"]
+        lines += [
+            f"  {split:<20}{c['structures']:>10,}   {c['tokens']:,} tokens, "
+            f"{c['tokens'] / max(1, c['structures']):.1f} a structure, longest {c['longest']:,}"
+            for split, c in self.counts.items()
+        ]
+        return "\n".join([*lines, *(f"note: {text}" for text in self.warnings)])
+
+
+def prepare(config: PrepareConfig, show_progress: bool = True) -> PrepareResult:
+    """Run all steps, or what is left of them. The finished result of the same call is left as it is."""
+    out, plan = Path(config.out), _plan(config)
+    work = out / "work"
+    if (out / META).exists() and read_meta(out).get("plan") == plan:
+        return _result(read_meta(out))
+    _claim(out, plan, config.overwrite)
+    warnings = _exclude(config, work, show_progress)
+    chunks = _clean(config, work, show_progress)
+    search = DuplicateSearch(
+        work / "dedup",
+        given_split=config.split_column is not None,
+        match_structures=config.match_structures,
+        max_comparisons=config.max_comparisons,
+        workers=config.workers,
+        show_progress=show_progress,
+    )
+    duplicates, notes = search.run(chunks)
+    meta = _write_result(config, out, chunks, duplicates, show_progress)
+    meta |= {"plan": plan, "config": asdict(config), "warnings": [*warnings, *notes]}
+    write_meta(out, meta)
+    if not config.keep_work:
+        shutil.rmtree(work)
+    return _result(meta)
+
+
+def _result(meta: Mapping[str, Any]) -> PrepareResult:
+    return PrepareResult(meta["n_read"], meta["n_kept"], meta["rejected_by"], meta["counts"], tuple(meta["warnings"]))
+
+
+# ------------------------------------------------------------------ what is being prepared
+
+
+def _plan(config: PrepareConfig) -> str:
+    """A digest of all that the result depends on: the files as they stand, the options, the vocabulary."""
+    options = asdict(config)
+    for name in ("out", "workers", "keep_work", "overwrite"):
+        del options[name]
+    files = {path: _stamp(Path(path)) for path in (*config.paths, *config.exclude)}
+    parts = [WORK_FORMAT, options, files, CIFTokenizer(config.vocabulary).hash]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    """Changes when the file, or any file of the folder, changes in size or time."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; wanted a folder, a CIF, a table or an archive")
+    digest = hashlib.sha256()
+    names = [path]
+    if path.is_dir():
+        names = [Path(parent, name) for parent, _, files in sorted(os.walk(path)) for name in sorted(files)]
+    for name in names:
+        stat = name.lstat()
+        digest.update(f"{os.fsencode(name.name)!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _claim(out: Path, plan: str, overwrite: bool) -> None:
+    """The folder is ours from here on, unless it holds what another call made."""
+    file = out / "work" / "plan.txt"
+    finished = (out / META).exists()
+    if finished or (file.exists() and file.read_text() != plan):
+        if not overwrite:
+            what = "another preparation" if finished else "the beginning of another"
+            raise PrepareError(
+                f"{out} holds {what} (its sources or options differ): choose another folder, or overwrite"
+            )
+        for pattern in (META, "tokens_*.npy", "offsets_*.npy", "properties_*.npz", "ids_*.txt"):
+            for old in out.glob(pattern):
+                old.unlink()
+        shutil.rmtree(file.parent, ignore_errors=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, plan.encode())
+
+
+# ------------------------------------------------------------------ formulas to keep out
+
+
+def _exclude(config: PrepareConfig, work: Path, show_progress: bool) -> list[str]:
+    """Writes the formulas of the excluded sources; says what of them could not be read."""
+    file = work / "excluded.json"
+    if not file.exists():
+        formulas, unread = set(), 0
+        rows = read_sources(config.exclude, config.cif_column) if config.exclude else iter(())
+        results = map_processes(formula_of, rows, config.workers, 64, timeout_s=ITEM_TIMEOUT_S)
+        hidden = not (show_progress and config.exclude)
+        for formula in tqdm(results, desc="exclude", total=count_rows(config.exclude), disable=hidden):
+            if isinstance(formula, str):
+                formulas.add(formula)
+            else:
+                unread += 1
+        write_atomically(file, json.dumps({"formulas": sorted(formulas), "unread": unread}).encode())
+    unread = json.loads(file.read_bytes())["unread"]
+    return [f"{unread} excluded structures could not be read, so their formulas are not kept out"] if unread else []
+
+
+# ------------------------------------------------------------------ clean
+
+
+def _clean(config: PrepareConfig, work: Path, show_progress: bool) -> list[Path]:
+    """The chunk files, made as far as they are not there yet."""
+    folder = work / "clean"
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    chunks = sorted(folder.glob("[0-9]*.parquet"))
+    assert [chunk.stem for chunk in chunks] == [f"{k:08d}" for k in range(len(chunks))], f"{folder}: a chunk is missing"
+    if done.exists():
+        return chunks
+    skip = len(chunks) * config.chunk_rows
+    total = count_rows(config.paths)
+    total = config.limit if total is None or (config.limit and config.limit < total) else total
+    options = CleanOptions(
+        config.vocabulary,
+        config.max_sites,
+        frozenset(json.loads((work / "excluded.json").read_bytes())["formulas"]),
+        config.check_round_trip,
+    )
+    records = read_sources(
+        config.paths,
+        config.cif_column,
+        id_column=config.id_column,
+        split_column=config.split_column,
+        properties=config.properties,
+    )
+    records = itertools.islice(records, skip, config.limit)
+    rows = _clean_records(records, options, config.workers)
+    schema = _clean_schema(config)
+    bar = tqdm(desc="clean", total=total, initial=skip, unit=" structures", disable=not show_progress)
+    while part := list(itertools.islice(rows, config.chunk_rows)):
+        path = folder / f"{len(chunks):08d}.parquet"
+        write_table(path, pa.Table.from_pylist([_clean_row(row, config) for row in part], schema))
+        chunks.append(path)
+        bar.update(len(part))
+    bar.close()
+    write_atomically(done, b"")
+    return chunks
+
+
+def _clean_records(records: Iterable[CIFRecord], options: CleanOptions, workers: int | None) -> Iterator[CleanRecord]:
+    """In order. What fails or dies in a worker is a rejected record too."""
+    under_way: deque[CIFRecord] = deque()
+
+    def remembered() -> Iterator[CIFRecord]:
+        for record in records:
+            under_way.append(replace(record, cif=""))
+            yield record
+
+    work = functools.partial(clean_record, options=options)
+    for result in map_processes(work, remembered(), workers, 16, timeout_s=ITEM_TIMEOUT_S):
+        record = under_way.popleft()
+        if isinstance(result, Failure):
+            by = "timeout" if result.error.startswith("timeout") else "failed"
+            result = CleanRecord(
+                record.id, str(record.provenance.get("source", "")), rejected_by=by, reason=str(result)
+            )
+        yield result
+
+
+def _clean_schema(config: PrepareConfig) -> pa.Schema:
+    columns = [(name, pa.string()) for name in ("id", "source", "text", "reduced_formula")]
+    columns += [(name, pa.int32()) for name in ("space_group_number", "n_atoms", "n_sites", "n_tokens")]
+    columns += [("split", pa.string())]
+    columns += [(name, pa.float64()) for name in config.property_names]
+    return pa.schema([*columns, ("rejected_by", pa.string()), ("reason", pa.string())])
+
+
+def _clean_row(record: CleanRecord, config: PrepareConfig) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in CleanRecord.__slots__ if name != "properties"}
+    if config.split_column is None and record.rejected_by is None:
+        row["split"] = split_of(record.reduced_formula, config.seed, config.val_share, config.test_share)
+    elif record.rejected_by is None:
+        row["split"] = SPLIT_NAMES.get(record.split.strip().lower(), "")
+        if not row["split"]:
+            reason = f"{record.split!r} in column {config.split_column!r}; wanted train, val or test"
+            row |= {"rejected_by": "no_split", "reason": reason}
+    return row | {name: record.properties.get(name) for name in config.property_names}
+
+
+# ------------------------------------------------------------------ write
+
+
+def _write_result(
+    config: PrepareConfig, out: Path, chunks: Sequence[Path], duplicates: pa.Table, show_progress: bool
+) -> dict[str, Any]:
+    """The files of the result but for meta.json, whose content is returned."""
+    tokenizer = CIFTokenizer(config.vocabulary)
+    duplicate_rows = duplicates["row"].to_numpy()
+    names = config.property_names
+    kept_schema = pa.schema([f for f in _clean_schema(config) if f.name not in ("rejected_by", "reason")])
+    rejected_schema = pa.schema([(name, pa.string()) for name in ("id", "source", "rejected_by", "reason")])
+    rejected_by = Counter[str]()
+    splits: dict[str, ShardWriter] = {}
+    n_read = n_kept = 0
+    with (
+        replacing_table(out / "records.parquet", kept_schema) as kept_file,
+        replacing_table(out / "rejected.parquet", rejected_schema) as rejected_file,
+        contextlib.ExitStack() as stack,
+    ):
+        for chunk in tqdm(chunks, desc="write", disable=not show_progress):
+            table = pq.read_table(chunk)
+            i, j = np.searchsorted(duplicate_rows, [n_read, n_read + table.num_rows])
+            table = _mark_duplicates(table, duplicate_rows[i:j] - n_read, duplicates["kept_id"][i:j].to_pylist())
+            n_read += table.num_rows
+            is_kept = pc.is_null(table["rejected_by"])
+            kept, rejected = table.filter(is_kept), table.filter(pc.invert(is_kept))
+            n_kept += kept.num_rows
+            rejected_by.update(rejected["rejected_by"].to_pylist())
+            kept_file.write_table(kept.select(kept_schema.names))
+            rejected_file.write_table(rejected.select(rejected_schema.names))
+            rows = kept.select(["id", "split", *names]).to_pylist()
+            for row, ids in zip(rows, tokenizer.encode_batch(kept["text"].to_pylist()), strict=True):
+                if row["split"] not in splits:
+                    splits[row["split"]] = stack.enter_context(ShardWriter(out, row["split"], names))
+                splits[row["split"]].add(row["id"], ids, {n: row[n] for n in names if row[n] is not None})
+    assert n_kept + rejected_by.total() == n_read, f"{n_kept} kept + {rejected_by} rejected is not {n_read} read"
+    assert n_kept == sum(len(w) for w in splits.values())
+    return {
+        "vocabulary": tokenizer.name,
+        "vocabulary_hash": tokenizer.hash,
+        "source": [str(path) for path in config.paths],
+        "counts": {split: splits[split].counts() for split in sorted(splits)},
+        "n_read": n_read,
+        "n_kept": n_kept,
+        "rejected_by": dict(rejected_by.most_common()),
+    }
+
+
+def _mark_duplicates(table: pa.Table, rows: np.ndarray, kept_ids: Sequence[str]) -> pa.Table:
+    if not len(rows):
+        return table
+    by, reason = table["rejected_by"].to_pylist(), table["reason"].to_pylist()
+    for row, kept_id in zip(rows.tolist(), kept_ids, strict=True):
+        assert by[row] is None
+        by[row], reason[row] = "duplicate", kept_id
+    for name, values in (("rejected_by", by), ("reason", reason)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return table
