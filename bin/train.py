@@ -1,0 +1,68 @@
+"""Train a model:  python bin/train.py config/mp_small.yaml out=runs/mine train.max_minutes=30
+
+Arguments are YAML files and key=value (--help lists the keys). The same command again goes on where it stopped.
+Several processes: torchrun --nproc_per_node=4 bin/train.py config/gpu_100m.yaml
+Fine-tuning: init_from=<checkpoint> data.path=<shards>; the model's shape and vocabulary are then the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from crystallm.config import load_config, to_dict, to_yaml
+from crystallm.model.batch import make_batch
+from crystallm.model.checkpoint import load_checkpoint, model_info
+from crystallm.model.gpt import GPT, GPTConfig
+from crystallm.model.tokens import token_spec
+from crystallm.train.distribution import start_processes
+from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
+from crystallm.train.trainer import Callback, TrainConfig, Trainer
+from tokenizer import CIFTokenizer
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    out: str = "runs/train"
+    init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    vocabulary: str = "cif"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: GPTConfig = field(default_factory=GPTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(config: RunConfig, callbacks: Sequence[Callback] = ()) -> str:
+    processes = start_processes(config.train.device, config.train.threads)
+    torch.manual_seed(config.train.seed)
+    if config.init_from:
+        model, tokenizer, _ = load_checkpoint(config.init_from)
+    else:
+        tokenizer = CIFTokenizer(config.vocabulary)
+        model = GPT(config.model, token_spec(tokenizer, config.model.loss))
+    train, val = (TokenShards(config.data.path, split) for split in ("train", "val"))
+    train.check_vocabulary(tokenizer)
+    collate = partial(make_batch, spec=model.spec, pad_multiple=16 if processes.device.type == "cuda" else 1)
+    data, share = config.data, (model.config.block_size, config.train.seed, processes.rank, processes.world)
+    conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
+    batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures)
+    val_batches = ShardLoader(val, collate, data, *share, max_structures=data.max_val_structures)
+    info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta}
+    if processes.is_first:
+        print(to_yaml(config))
+        n_all = sum(p.numel() for p in model.parameters())
+        print(f"parameters: {model.n_block_parameters:,} in blocks, {n_all:,} in all")
+        for split, loader in (("train", batches), ("val", val_batches)):
+            print(
+                f"{split}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
+            )
+    trainer = Trainer(model, batches, val_batches.once, config.train, config.out, processes, info, callbacks)
+    reason = trainer.fit()
+    processes.close()
+    return reason
+
+
+if __name__ == "__main__":
+    main(load_config(RunConfig))

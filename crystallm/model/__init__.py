@@ -1,0 +1,1 @@
+"""The language model: token ids to logits. Knows no crystals and no files of crystals."""

@@ -1,0 +1,199 @@
+"""Token shards to batches: whole structures of like length, in an order that (seed, epoch) fixes.
+
+Nothing here knows what a token means, but for the condition lines, which are put before a structure at random.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizer import CIFTokenizer
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = "data/materials_project"  # folder of token shards, as bin/prepare_data.py writes it
+    batch_tokens: int = 8192  # places in one batch, padding included
+    pool: int = 8192  # structures that are sorted by length together: less padding, less mixed batches
+    max_structures: int | None = None  # train on a random choice of so many
+    max_val_structures: int | None = None
+    properties: tuple[str, ...] = ()  # condition lines that may stand before a structure
+    property_keep: float = 0.5  # share of structures in which each of them is kept
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1 or self.pool < 1:
+            raise ValueError(f"batch_tokens and pool must be at least 1, got {self.batch_tokens} and {self.pool}")
+        if not 0 <= self.property_keep <= 1:
+            raise ValueError(f"property_keep must be in [0, 1], got {self.property_keep}")
+
+
+class TokenShards:
+    """One split of a shard folder, memory-mapped."""
+
+    def __init__(self, path: str | Path, split: str):
+        folder = Path(path)
+        if not (folder / f"tokens_{split}.npy").is_file():
+            found = sorted(p.name for p in folder.glob("tokens_*.npy")) if folder.is_dir() else "no such folder"
+            raise FileNotFoundError(f"{folder}: no tokens_{split}.npy here ({found}); bin/prepare_data.py writes it")
+        self.folder, self.split = folder, split
+        self.tokens = np.load(folder / f"tokens_{split}.npy", mmap_mode="r")  # (n_tokens,) uint16
+        self.offsets = np.load(folder / f"offsets_{split}.npy")  # (n + 1,) int64
+        self.lengths = np.diff(self.offsets)  # (n,)
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if int(self.offsets[-1]) != len(self.tokens):
+            end = int(self.offsets[-1])
+            raise ValueError(f"{folder}, {split}: offsets end at {end}, there are {len(self.tokens)} tokens")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]])
+
+    def property(self, name: str) -> np.ndarray:
+        """(n,) float32, nan where unknown"""
+        path = self.folder / f"properties_{self.split}.npz"
+        with np.load(path) as arrays:
+            if name not in arrays:
+                raise ValueError(f"{path}: no property {name!r}; it holds {', '.join(arrays) or 'none'}")
+            return arrays[name]
+
+    def check_vocabulary(self, tokenizer: CIFTokenizer) -> None:
+        name, hash_ = self.meta["vocabulary"], self.meta["vocabulary_hash"]
+        if hash_ != tokenizer.hash:
+            raise ValueError(
+                f"{self.folder}: written with vocabulary {name!r} ({hash_[:12]}), the model's is "
+                f"{tokenizer.name!r} ({tokenizer.hash[:12]}); prepare the data again"
+            )
+
+
+class Conditions:
+    """The tokens of condition lines (`# band_gap_ev +1.10`), drawn anew for each structure in each epoch."""
+
+    def __init__(self, shards: TokenShards, tokenizer: CIFTokenizer, names: Sequence[str], keep: float):
+        ids = tokenizer.vocabulary.classes["property_value"]
+        values = tokenizer.vocabulary.values[ids].astype(np.float64)
+        step = (values[-1] - values[0]) / (len(values) - 1)  # two neighbours in float32 would not give it exactly
+        self.keep = keep
+        order = list(map(tokenizer.token, tokenizer.vocabulary.classes["property_keyword"].tolist()))
+        unknown = [name for name in names if f"# {name} " not in order]
+        if unknown:
+            raise ValueError(f"no property line {unknown[0]!r}; there are {', '.join(k.strip('# ') for k in order)}")
+        names = sorted(names, key=lambda name: order.index(f"# {name} "))
+        self.keywords = np.array([tokenizer.id(f"# {name} ") for name in names], dtype=np.uint16)  # (k,)
+        self.values = np.zeros((len(shards), len(names)), dtype=np.uint16)  # ids (n, k); 0: unknown or off the grid
+        for column, name in enumerate(names):
+            known = shards.property(name)
+            on_grid = (known >= values[0] - 0.005) & (known <= values[-1] + 0.005)  # False for nan
+            place = np.round((known[on_grid] - values[0]) / step).astype(np.int64)
+            self.values[on_grid, column] = ids[place.clip(0, len(ids) - 1)]
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """(n, k) bool: which lines stand before which structure"""
+        return (self.values > 0) & (rng.random(self.values.shape) < self.keep)
+
+    def lines(self, index: int, kept: np.ndarray) -> np.ndarray:
+        """Tokens of the kept lines of one structure (2 * number kept,)"""
+        return np.stack([self.keywords[kept], self.values[index, kept]], axis=1).ravel()
+
+
+class ShardLoader:
+    """Batches of one split for one of `world` processes. `state` is where the run stands: (epoch, batch).
+
+    A step takes the next `n * world` batches of the order that all processes share; each process makes its own n.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        collate: Callable[[list[np.ndarray]], Any],
+        config: DataConfig,
+        block_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        conditions: Conditions | None = None,
+        max_structures: int | None = None,
+    ):
+        self.shards, self.collate, self.config = shards, collate, config
+        self.seed, self.rank, self.world, self.conditions = seed, rank, world, conditions
+        n_condition = 2 * len(conditions.keywords) if conditions else 0
+        fits = np.flatnonzero(shards.lengths + n_condition <= block_size)
+        self.too_long = len(shards) - len(fits)
+        if max_structures is not None and max_structures < len(fits):
+            fits = np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(fits)[:max_structures])
+        if not len(fits):
+            where = f"{shards.folder}, {shards.split}"
+            raise ValueError(f"{where}: none of {len(shards)} structures fits {block_size} tokens")
+        self.indices = fits
+        self.epoch, self.batch = 0, 0
+        self._order = self._plan(0)
+
+    @property
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    @state.setter
+    def state(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._order = self._plan(self.epoch)
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of the current epoch."""
+        return len(self._order)
+
+    def take(self, n: int) -> Iterator[Any]:
+        """This process's n batches of the next n * world; goes on into the next epoch."""
+        for i in range(n * self.world):
+            chosen = self._order[self.batch]
+            mine = [self._sequence(index) for index in chosen] if i % self.world == self.rank else []
+            self.batch += 1
+            if self.batch == len(self._order):
+                self.state = {"epoch": self.epoch + 1, "batch": 0}
+            if mine:
+                yield self.collate(mine)
+
+    def once(self) -> Iterator[Any]:
+        """Every structure once, without conditions, in order of length: this process's share."""
+        order = self.indices[np.argsort(self.shards.lengths[self.indices], kind="stable")]
+        for i, chosen in enumerate(pack(order, self.shards.lengths[order], self.config.batch_tokens)):
+            if i % self.world == self.rank:
+                yield self.collate([self.shards[index] for index in chosen])
+
+    def _sequence(self, index: int) -> np.ndarray:
+        if self.conditions is None:
+            return self.shards[index]
+        return np.concatenate([self.conditions.lines(index, self._kept[index]), self.shards[index]])
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's batches, each an array of structure indices."""
+        rng = np.random.default_rng([self.seed, epoch])
+        lengths = self.shards.lengths
+        if self.conditions is not None:
+            self._kept = self.conditions.draw(rng)
+            lengths = lengths + 2 * self._kept.sum(axis=1)
+        shuffled = rng.permutation(self.indices)
+        batches: list[np.ndarray] = []
+        for start in range(0, len(shuffled), self.config.pool):
+            pool = shuffled[start : start + self.config.pool]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += pack(pool, lengths[pool], self.config.batch_tokens)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pack(indices: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut a list sorted by length into batches of at most `budget` places, and of one structure at least."""
+    batches, start = [], 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or (end + 1 - start) * int(lengths[end]) > budget:
+            batches.append(indices[start:end])
+            start = end
+    return batches
