@@ -1,0 +1,159 @@
+"""When two crystals are the same, and an index of known ones: does the training data hold a crystal that matches?
+
+    known = KnownCrystals.open("known.parquet")
+    known.find(canonicalize(crystal).to_text())   # "mp-22862", or None
+
+Equal canonical texts are equal crystals. Different texts of one formula and one number of formula units are compared
+with pymatgen's StructureMatcher at its defaults, volume scaled: the definition that published novelty rates use.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crystallm.canonical import AsymmetricUnit, CanonicalError, canonicalize, to_primitive
+from crystallm.cif import CIFError, parse_cif
+from crystallm.crystal import Crystal
+from crystallm.interop import to_structure
+from crystallm.parallel import map_processes
+from crystallm.records import CIFRecord
+
+if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Structure
+
+_FORMULA_LINE, _UNITS_LINE, _GROUP_LINE = range(3)  # of a canonical text
+COLUMNS = ("reduced_formula", "id", "text")
+
+
+def canonical_text(record: CIFRecord) -> str:
+    """Without condition lines; "" where the record has no canonical description."""
+    if record.rejected_by is not None:
+        return ""
+    if record.text:
+        return strip_conditions(record.text)
+    try:
+        return canonicalize(record.crystal or parse_cif(record.cif)[0]).to_text()
+    except (CIFError, CanonicalError):
+        return ""
+
+
+def strip_conditions(text: str) -> str:
+    while text.startswith("#"):
+        text = text.partition("\n")[2]
+    return text
+
+
+def head_of(text: str) -> tuple[str, str, str]:
+    """The lines of a canonical text that state the formula, the formula units and the space group."""
+    formula, units, group = text.split("\n", 3)[:3]
+    return formula, units, group
+
+
+def formula_of(text: str) -> str:
+    return head_of(text)[_FORMULA_LINE].removeprefix("data_")
+
+
+@functools.lru_cache(2048)
+def primitive_crystal(text: str) -> Crystal:
+    unit = AsymmetricUnit.from_text(text)
+    return to_primitive(unit.to_crystal(), unit.group)
+
+
+@functools.lru_cache(2048)
+def _structure(text: str) -> Structure:
+    return to_structure(primitive_crystal(text))
+
+
+@functools.cache
+def _matcher() -> StructureMatcher:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher(primitive_cell=False)  # these cells are primitive already
+
+
+def same_crystal(first: str, second: str) -> bool:
+    """Of two canonical texts."""
+    if first == second:
+        return True
+    if head_of(first)[:_GROUP_LINE] != head_of(second)[:_GROUP_LINE]:
+        return False
+    return bool(_matcher().fit(_structure(first), _structure(second)))
+
+
+def find_match(text: str, candidates: Sequence[str]) -> int | None:
+    """Index of the first candidate that is the same crystal; equal texts and equal groups are tried before others."""
+    if text in candidates:
+        return candidates.index(text)
+    group = head_of(text)[_GROUP_LINE]
+    order = sorted(range(len(candidates)), key=lambda k: head_of(candidates[k])[_GROUP_LINE] != group)
+    return next((k for k in order if same_crystal(text, candidates[k])), None)
+
+
+class KnownCrystals:
+    """Canonical texts by formula. On disk a parquet file, sorted by formula; opened in a fraction of a second."""
+
+    def __init__(self, table: Any) -> None:
+        """`table` is a pyarrow table of COLUMNS, sorted by the first."""
+        self._table = table
+        self._rows: dict[str, range] = {}
+        start = 0
+        for formula, group in itertools.groupby(table.column("reduced_formula").to_pylist()):
+            count = sum(1 for _ in group)
+            self._rows[formula] = range(start, start + count)
+            start += count
+
+    @classmethod
+    def from_records(cls, records: Iterable[CIFRecord], workers: int | None = 0) -> KnownCrystals:
+        """Records without a canonical description are left out: compare `len` with what went in."""
+        import pyarrow as pa
+
+        kept, sent = itertools.tee(records)
+        rows = [
+            (formula_of(text), record.id, text)
+            for record, text in zip(kept, map_processes(canonical_text, sent, workers), strict=True)
+            if isinstance(text, str) and text
+        ]
+        rows.sort()
+        columns = [pa.array([row[k] for row in rows], pa.string()) for k in range(len(COLUMNS))]
+        return cls(pa.table(columns, names=list(COLUMNS)))
+
+    @classmethod
+    def open(cls, path: str | Path) -> KnownCrystals:
+        """ValueError for a parquet file that is no such index."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        if tuple(table.column_names) != COLUMNS:
+            raise ValueError(
+                f"{path}: columns {table.column_names}, wanted {list(COLUMNS)}, as KnownCrystals.save writes"
+            )
+        return cls(table)
+
+    def save(self, path: str | Path) -> None:
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        pq.write_table(self._table, part, compression="zstd", compression_level=19, row_group_size=20_000)
+        part.replace(path)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def texts(self, reduced_formula: str) -> list[str]:
+        rows = self._rows.get(reduced_formula, range(0))
+        return list(self._table.column("text").slice(rows.start, len(rows)).to_pylist())
+
+    def find(self, text: str) -> str | None:
+        """The id of a known crystal that this canonical text describes too."""
+        text = strip_conditions(text)
+        row = find_match(text, self.texts(formula_of(text)))
+        if row is None:
+            return None
+        return str(self._table.column("id")[self._rows[formula_of(text)].start + row].as_py())

@@ -1,0 +1,1 @@
+"""Records to numbers: validity, uniqueness, novelty, distributions, match rates."""

@@ -1,0 +1,82 @@
+"""Plain-text tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crystallm.metrics.evaluate import Evaluation, SetResult, Share
+
+Cell = str | int | float | None
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right, None empty."""
+    texts = [list(header)] + [[_text(cell) for cell in row] for row in rows]
+    widths = [max(len(row[k]) for row in texts) for k in range(len(header))]
+    right = [any(isinstance(row[k], int | float) for row in rows) for k in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(cells, widths, right, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(texts[0]), "  ".join("-" * width for width in widths), *map(line, texts[1:])])
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """What `bin/evaluate_cifs.py` prints."""
+    generated, reference = evaluation.generated, evaluation.reference
+    counts = generated.counts
+    parts = [
+        f"{counts.n_valid} of {counts.n_read} valid by the rules '{evaluation.rules}' "
+        f"({percent(counts.n_valid / max(1, counts.n_read))})",
+        _rates(evaluation, generated, reference),
+    ]
+    if counts.rejected_by:
+        examples: dict[str, str] = {}
+        for row in generated.rows:
+            if row.rejected_by is not None:
+                examples.setdefault(row.rejected_by, f"{row.id}: {row.reason}")
+        rows = [(name, n, examples[name][:100]) for name, n in counts.rejected_by.most_common()]
+        parts.append(text_table(("rejected by", "records", "for example"), rows))
+    shares = [
+        _share("unique among the valid", evaluation.uniqueness),
+        _share("novel among the valid", evaluation.novelty),
+        _share("valid, unique and novel among all", evaluation.unique_and_novel),
+    ]
+    if any(shares):
+        parts.append("\n".join(filter(None, shares)))
+    if evaluation.distances:
+        parts.append(text_table(("Wasserstein distance to the reference", ""), list(evaluation.distances.items())))
+    rate = counts.n_read / evaluation.checks_cpu_seconds if evaluation.checks_cpu_seconds else 0.0
+    parts.append(f"{evaluation.seconds:.1f} s; checks of {rate:.0f} records a CPU second")
+    return "\n\n".join(parts)
+
+
+def _rates(evaluation: Evaluation, generated: SetResult, reference: SetResult | None) -> str:
+    header = ["check", "passed"] + (["reference"] if reference else [])
+    rows = []
+    for name in generated.rates:
+        cells = [f"{name} (reported)" if name in evaluation.reporting else name, percent(generated.rates[name])]
+        rows.append(cells + ([percent(reference.rates[name])] if reference else []))
+    if reference:
+        counts = reference.counts
+        total = percent(generated.counts.n_valid / max(1, generated.counts.n_read))
+        rows.append(["all that reject", total, percent(counts.n_valid / max(1, counts.n_read))])
+    return text_table(header, rows)
+
+
+def _share(name: str, share: Share | None) -> str:
+    if share is None or share.rate is None:
+        return ""
+    unknown = f", {share.n_unknown} without a canonical description" if share.n_unknown else ""
+    return f"{name}: {share.n} of {share.out_of} ({percent(share.rate)}){unknown}"

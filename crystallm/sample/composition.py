@@ -1,0 +1,137 @@
+"""Which elements, counts, formula units and space groups can still become a structure. Knows integers only."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from crystallm.sample.occupation import centrings, feasible_groups, occupation
+
+MAX_COUNT_SEARCHED = 192  # the largest multiplicity: what fits at all fits with counts up to this
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a structure has to be, besides beginning with the prompt's tokens. None: anything."""
+
+    elements: tuple[int, ...] | None = None  # exactly these, as ranks in ELEMENT_ORDER, ascending
+    space_groups: tuple[int, ...] | None = None  # one of these
+    formula_units: int | None = None  # in the primitive cell
+    conventional_units: int | None = None  # in the conventional cell; asked only together with a formula
+
+
+def possible_groups(counts: tuple[int, ...], formula_units: int, request: Request) -> np.ndarray:
+    """(230,) bool: space groups, by number - 1, that can hold these formula units and are what was asked for."""
+    possible = feasible_groups(counts, formula_units)
+    if request.conventional_units is not None:
+        possible = possible & (centrings() * formula_units == request.conventional_units)
+    if request.space_groups is not None:
+        asked = np.zeros(len(possible), dtype=bool)
+        asked[np.array(request.space_groups) - 1] = True
+        possible = possible & asked
+    return possible
+
+
+@functools.lru_cache(maxsize=4096)
+def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> np.ndarray:
+    """(largest,) bool: formula units in the primitive cell, from 1 on, for which some space group is left."""
+    possible = np.zeros(largest, dtype=bool)
+    for units in _candidate_units(request, largest):
+        if request.space_groups is None or request.conventional_units is not None:
+            possible[units - 1] = possible_groups(counts, units, request).any()
+        else:
+            possible[units - 1] = any(_holds(number, counts, units) for number in request.space_groups)
+    return possible
+
+
+def _candidate_units(request: Request, largest: int) -> list[int]:
+    if request.formula_units is not None:
+        return [request.formula_units] if request.formula_units <= largest else []
+    if request.conventional_units is not None:
+        found = {request.conventional_units // n for n in (1, 2, 3, 4) if request.conventional_units % n == 0}
+        return sorted(units for units in found if units <= largest)
+    return list(range(1, largest + 1))
+
+
+def _holds(number: int, counts: tuple[int, ...], units: int) -> bool:
+    group = occupation(number)
+    return group.feasible(tuple(n * units * group.n_centring for n in counts))
+
+
+class Formula:
+    """A formula as it is written: elements by rank, ascending, counts without a common divisor."""
+
+    def __init__(self, request: Request, n_elements: int):
+        self.request, self.n_elements = request, n_elements
+        self.ranks: list[int] = []
+        self.counts: list[int] = []
+
+    def add_element(self, rank: int) -> None:
+        self.ranks.append(rank)
+        self.counts.append(1)
+
+    def set_count(self, count: int) -> None:
+        self.counts[-1] = count
+
+    def may_add(self, ranks: np.ndarray) -> np.ndarray:
+        """Which elements may come next; False where the rank is negative."""
+        if self.ranks and not _extendable(tuple(self.counts), self._elements_left(), self.request):
+            return np.zeros(len(ranks), dtype=bool)
+        if self.request.elements is not None:
+            return ranks == self.request.elements[len(self.ranks)]
+        return ranks > (self.ranks[-1] if self.ranks else -1)
+
+    def may_count(self, numbers: np.ndarray) -> np.ndarray:
+        """Which counts the last element may have; False for 0."""
+        before, left = tuple(self.counts[:-1]), self._elements_left()
+        if not _is_restricted(self.request):
+            if left is None or left > 0:
+                return numbers > 0
+            return (numbers > 0) & (np.gcd(numbers, math.gcd(*before)) == 1)
+        searched = (n if n <= MAX_COUNT_SEARCHED else 0 for n in numbers.tolist())
+        return np.array([n > 0 and _completable((*before, n), left, self.request) for n in searched])
+
+    def may_end(self) -> bool:
+        return _complete(tuple(self.counts), self._elements_left(), self.request)
+
+    def _elements_left(self) -> int | None:
+        """How many more there have to be; None: as many as one likes; 0: no more."""
+        if self.request.elements is not None:
+            return len(self.request.elements) - len(self.ranks)
+        return 0 if self.ranks and self.ranks[-1] == self.n_elements - 1 else None
+
+
+def _is_restricted(request: Request) -> bool:
+    """With only one of the two given, the other can always be chosen so that the sites fit: P1, or enough units."""
+    return request.space_groups is not None and request.formula_units is not None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _complete(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
+    return not left and math.gcd(*counts) == 1 and _fits(counts, request)
+
+
+def _completable(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
+    return _complete(counts, left, request) or _extendable(counts, left, request)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
+    """Whether one more element, or as many as have to come, can make it a whole formula."""
+    if left == 0 or not _fits(counts, request):
+        return False
+    if not _is_restricted(request):
+        return True
+    numbers = range(1, MAX_COUNT_SEARCHED + 1)
+    if left is None:
+        return any(_complete((*counts, n), 0, request) for n in numbers)
+    return any(_completable((*counts, n), left - 1, request) for n in numbers)
+
+
+def _fits(counts: tuple[int, ...], request: Request) -> bool:
+    if request.space_groups is None or request.formula_units is None:
+        return True
+    return any(_holds(number, counts, request.formula_units) for number in request.space_groups)

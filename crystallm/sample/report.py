@@ -1,0 +1,106 @@
+"""What a user reads after sampling: a table of the crystals, and why the others fell."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from crystallm.canonical import AsymmetricUnit
+from crystallm.geometry import shortest_distance
+from crystallm.records import CIFRecord, write_records
+from crystallm.sample.generate import GenerateConfig, Generator
+
+KNOWN_FILE = "known.parquet"  # beside a model: an index of what it was trained on
+
+COLUMNS = (
+    ("id", ""),
+    ("formula", ""),
+    ("space group", ""),
+    ("a", "Å"),
+    ("b", "Å"),
+    ("c", "Å"),
+    ("alpha", "°"),
+    ("beta", "°"),
+    ("gamma", "°"),
+    ("Z", "prim."),  # formula units in the primitive cell
+    ("V/atom", "Å³"),
+    ("density", "g/cm³"),
+    ("shortest", "Å"),
+    ("log p", "nats"),
+    ("known", "as"),
+)
+
+
+def table(records: Sequence[CIFRecord], find_known: Callable[[str], str | None] | None = None) -> str:
+    """One line for each valid record; `find_known` gives the id of a known crystal that a canonical text describes."""
+    rows: list[tuple[str, ...]] = list(zip(*COLUMNS, strict=True))
+    rows += [_row(record, find_known) for record in records if record.rejected_by is None]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _row(record: CIFRecord, find_known: Callable[[str], str | None] | None) -> tuple[str, ...]:
+    unit = AsymmetricUnit.from_text(record.text)
+    crystal = record.crystal or unit.to_crystal()
+    a, b, c, alpha, beta, gamma = unit.cell
+    known = "-" if find_known is None else find_known(record.text) or "new"
+    return (
+        record.id,
+        unit.reduced_formula,
+        f"{unit.group.symbol} ({unit.space_group_number})",
+        *(f"{length:.2f}" for length in (a, b, c)),
+        *(f"{angle:.1f}" for angle in (alpha, beta, gamma)),
+        str(unit.formula_units),
+        f"{crystal.volume_ang3 / crystal.n_atoms:.1f}",
+        f"{crystal.density_g_per_cm3:.2f}",
+        f"{shortest_distance(crystal.lattice, crystal.frac_coords):.2f}",
+        f"{record.scores['log_likelihood_nats']:.1f}",
+        known,
+    )
+
+
+def summary(records: Sequence[CIFRecord]) -> str:
+    """`kept 7 of 8`, and a line for each reason, with its first case."""
+    counts = Counter(record.rejected_by for record in records if record.rejected_by is not None)
+    lines = [f"kept {len(records) - counts.total()} of {len(records)}"]
+    for name, count in counts.most_common():
+        first = next(record for record in records if record.rejected_by == name)
+        lines.append(f"  {count} {name}: {first.reason} ({first.id})")
+    return "\n".join(lines)
+
+
+def run(config: GenerateConfig) -> list[CIFRecord]:
+    """Generate, print, write: what bin/sample.py does."""
+    generator = Generator.load(config.model, config.device)
+    if config.seed is None:
+        config = replace(config, seed=secrets.randbits(32))
+    records = generator.generate(config)
+    find_known, note = _known(config, generator)
+    valid = [record for record in records if record.rejected_by is None]
+    if valid:
+        print(table(valid, find_known))
+    print(summary(records))
+    print(f"seed {config.seed}; {note}")
+    if config.out is not None:
+        count = write_records(config.out, records if config.keep_rejected else valid)
+        print(f"{count} written to {config.out}")
+    return records
+
+
+def _known(config: GenerateConfig, generator: Generator) -> tuple[Callable[[str], str | None] | None, str]:
+    """A search among known crystals, and what to tell the user of it."""
+    beside = Path(generator.info.get("path", "")) / KNOWN_FILE
+    path = Path(config.known) if config.known else beside
+    if not config.known and not beside.is_file():
+        return None, "known: - where this model has no index of its training data (--known)"
+    from crystallm.checks.known import KnownCrystals
+
+    index = KnownCrystals.open(path)
+    return index.find, f"known: id of a matching crystal among {len(index):,} ({path.name}), or new"
