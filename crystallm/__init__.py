@@ -1,0 +1,47 @@
+"""Crystal structures from a formula: a language model that writes CIF, constrained by crystallography.
+
+Importing this package imports nothing else; a name is looked up when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["CIFError", "CIFRecord", "Crystal", "canonicalize", "generate"]
+
+if TYPE_CHECKING:
+    from crystallm.cif import CIFError
+    from crystallm.crystal import Crystal
+    from crystallm.records import CIFRecord
+    from crystallm.sample.generate import generate
+
+_MODULE_OF = {
+    "CIFError": "crystallm.cif",
+    "CIFRecord": "crystallm.records",
+    "Crystal": "crystallm.crystal",
+    "generate": "crystallm.sample.generate",
+}
+
+
+def canonicalize(cif_text: str) -> str:
+    """The text that the model reads: descriptions of one crystal give one text. CIFError says why there is none."""
+    from crystallm import canonical, cif
+
+    crystal, _ = cif.parse_cif(cif_text)
+    try:
+        return canonical.canonicalize(crystal).to_text()
+    except canonical.CanonicalError as err:
+        reason = "bad_cell" if err.reason == "not_representable" else "bad_symmetry"
+        raise cif.CIFError(reason, str(err)) from err
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'crystallm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])
