@@ -21,6 +21,7 @@ class Request:
     space_groups: tuple[int, ...] | None = None  # one of these
     formula_units: int | None = None  # in the primitive cell
     conventional_units: int | None = None  # in the conventional cell; asked only together with a formula
+    given_units: int | None = None  # in some cell, primitive or not: the primitive cell's number divides it
 
 
 def possible_groups(counts: tuple[int, ...], formula_units: int, request: Request) -> np.ndarray:
@@ -50,6 +51,8 @@ def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> n
 def _candidate_units(request: Request, largest: int) -> list[int]:
     if request.formula_units is not None:
         return [request.formula_units] if request.formula_units <= largest else []
+    if request.given_units is not None:
+        return [units for units in range(1, min(request.given_units, largest) + 1) if request.given_units % units == 0]
     if request.conventional_units is not None:
         found = {request.conventional_units // n for n in (1, 2, 3, 4) if request.conventional_units % n == 0}
         return sorted(units for units in found if units <= largest)

@@ -124,6 +124,8 @@ class Syntax:
         if request.conventional_units is not None:
             mask = np.isin(request.conventional_units / numbers, (1, 2, 3, 4))
             return self._masked(slot, mask, "no token for these formula units")
+        if request.given_units is not None:
+            return self._masked(slot, request.given_units % numbers == 0, "no token for these formula units")
         return Choice(slot, -1, None)
 
     def _choose_group(self, slot: int, axis: int) -> Choice:
@@ -186,9 +188,10 @@ class Full(Syntax):
         return self._masked(slot, mask, "no formula can be completed from its first elements")
 
     def _choose_units(self, slot: int, axis: int) -> Choice:
-        if self.request.space_groups is None and self.request.conventional_units is None:
+        request = self.request
+        if request.space_groups is None and request.conventional_units is None:
             return super()._choose_units(slot, axis)  # P1 holds any number
-        possible = possible_units(self.counts, self.request, len(self.rules.unit_counts))
+        possible = possible_units(self.counts, request, len(self.rules.unit_counts))
         return self._masked(slot, possible, "no number of formula units fits the space group")
 
     def _choose_group(self, slot: int, axis: int) -> Choice:

@@ -112,11 +112,14 @@ class Generator:
 
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
+        asked = (config.space_group, config.formula_units)
+        return self.generate_from([parse_prompt(source, *asked) for source in read_prompts(config.prompt)], config)
+
+    def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
+        """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
         if config.seed is None:
             config = replace(config, seed=secrets.randbits(32))
-        sources = read_prompts(config.prompt)
-        group = config.space_group
-        series = [_Series(parse_prompt(source, group, config.formula_units)) for source in sources]
+        series = [_Series(prompt) for prompt in prompts]
         seen: dict[str, int] = {}
         for number, one in enumerate(series):
             one.ids, one.new_constraint = begin(one.prompt, self.rules, config.constraints, config.min_distance_ang)

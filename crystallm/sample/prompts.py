@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from crystallm.crystal import formula_text, reduce_composition
+from crystallm.crystal import Crystal, formula_text, reduce_composition
 from crystallm.sample.composition import Request, possible_groups, possible_units
 from crystallm.sample.constraints import Constraint, DeadEnd, Free, Full, Syntax
 from crystallm.sample.formulas import PromptError, parse_chemical_system, parse_formula
@@ -75,6 +75,17 @@ def parse_prompt(
     if re.search(r"[A-Za-z]\s*-", text):
         return Prompt(source, f"{conditions}data_", replace(request, elements=parse_chemical_system(text)))
     return _formula_prompt(source, conditions, parse_formula(text), request)
+
+
+def benchmark_prompt(crystal: Crystal) -> Prompt:
+    """What a benchmark may tell: the reduced formula and the number of atoms in the cell as it is given.
+
+    The latter is an upper bound, since any divisor may be the primitive cell's; nothing here comes from the symmetry.
+    """
+    composition = crystal.composition
+    formula, multiple = reduce_composition(composition)
+    text = formula_text(formula)
+    return Prompt(f"{text}, {crystal.n_atoms} atoms", f"data_{text}{_UNITS}", Request(given_units=multiple))
 
 
 def _formula_prompt(source: str, conditions: str, composition: dict[str, int], request: Request) -> Prompt:
