@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 BUNDLED = ("bin", "config", "resources")
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "crystallm/__init__.py").read_text(encoding="utf-8"), re.M)
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "crystallm/version.py").read_text(encoding="utf-8"), re.M)
 
 
 class BuildWithFiles(build_py):

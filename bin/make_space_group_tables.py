@@ -8,15 +8,18 @@ spglib's 530 settings. Stabilisers and normalisers are searched for here, in exa
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import spglib
 from pyxtal.symmetry import Group
 
+from crystallm.space_groups import crystal_system
+
 OUTPUT = Path(__file__).resolve().parent.parent / "resources" / "space_groups.npz"
 DENOMINATOR = 24
-OF_GROUP = ("symbol", "hall_number", "shift", "rotations", "translations", "op_start", "polar")
+OF_GROUP = ("symbol", "hall_number", "shift", "rotations", "translations", "op_start", "polar", "maps", "map_start")
 OF_POSITION = ("letter", "multiplicity", "linear", "offset", "position_start", "orbit", "orbit_start")
 OF_POSITION += ("stabiliser", "stabiliser_start")
 OF_COSET = ("coset_m", "coset_t", "coset_start", "coset_letter", "coset_op", "image_start")
@@ -157,6 +160,68 @@ class Form:
         return np.abs(delta - np.rint(delta)).max(-1) < 1e-7
 
 
+def holohedry(system: str) -> np.ndarray:
+    """(n, 3, 3) int64: the rotations that keep every conventional cell of a crystal system."""
+    if system in ("trigonal", "hexagonal"):
+        six, two = np.array([[1, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
+        powers = [np.linalg.matrix_power(six, k) for k in range(6)]
+        proper = np.array(powers + [power @ two for power in powers])
+        return np.concatenate([proper, -proper])
+    found = []
+    for order in itertools.permutations(range(3)):
+        if order != (0, 1, 2) and system != "cubic" and (system, order) != ("tetragonal", (1, 0, 2)):
+            continue
+        for signs in itertools.product((1, -1), repeat=3):
+            matrix = np.zeros((3, 3), dtype=np.int64)
+            matrix[range(3), order] = signs
+            found.append(matrix)
+    if system == "triclinic":
+        found = [m for m in found if abs(np.trace(m)) == 3]
+    if system == "monoclinic":
+        found = [m for m in found if m[0, 0] == m[2, 2]]
+    return np.array(found)
+
+
+def position_maps(number: int, rotations: np.ndarray, translations: np.ndarray, forms: list[Form]) -> np.ndarray:
+    """(n_maps, n_positions): for operations outside the group, the index of the position each position is carried to.
+
+    A position with free parameters is carried to itself or to -1, which stands as well for what the operation does not
+    carry to a whole position. Translations in 24ths; the choice of parameters is random, so what holds, holds for all.
+    """
+    generic = np.random.default_rng(number).random(3)
+    orbits = []
+    for form in forms:
+        images = rotations @ form.read(generic) + translations / DENOMINATOR
+        kept: list[np.ndarray] = []
+        for image in images:
+            if not any(_equal(image[None], other[None]) for other in kept):
+                kept.append(image)
+        orbits.append(np.array(kept))
+    own = {(*w.ravel().tolist(), *t.tolist()) for w, t in zip(rotations, translations, strict=True)}
+    maps: set[tuple[int, ...]] = set()
+    for rotation in holohedry(crystal_system(number)):
+        shifts = np.concatenate([orbit - rotation @ orbit[0] for orbit in orbits]) * DENOMINATOR
+        steps = np.rint(shifts)
+        for step in np.unique(steps[np.abs(shifts - steps).max(axis=1) < 1e-5] % DENOMINATOR, axis=0).astype(int):
+            if (*rotation.ravel().tolist(), *step.tolist()) not in own:
+                maps.add(tuple(_carried(forms, orbits, rotation, step / DENOMINATOR)))
+    useful = [image for image in maps if any(index >= 0 for index in image)]
+    return np.array(sorted(useful), dtype=np.int8).reshape(-1, len(forms))
+
+
+def _carried(forms: list[Form], orbits: list[np.ndarray], rotation: np.ndarray, shift: np.ndarray) -> Iterator[int]:
+    for own, (form, orbit) in enumerate(zip(forms, orbits, strict=True)):
+        image = orbit @ rotation.T + shift  # (multiplicity, 3)
+        others = [own] if form.axes else [k for k, other in enumerate(forms) if not other.axes]
+        yield next((k for k in others if len(orbits[k]) == len(image) and _equal(image, orbits[k])), -1)
+
+
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two (n, 3) sets of points are the same, modulo 1."""
+    delta = first[:, None] - second
+    return bool((np.abs(delta - np.rint(delta)).max(axis=2) < 1e-6).any(axis=1).all())
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     default_hall = {t.number: h for h in range(530, 0, -1) for t in [spglib.get_spacegroup_type(h)]}
@@ -222,6 +287,9 @@ def main() -> None:
             out["orbit_start"].append(sum(map(len, out["orbit"])))
             out["orbit"].append(np.array(orbit))
 
+        maps = position_maps(number, rotations, translations, forms)
+        out["map_start"].append(sum(map(len, out["maps"])))
+        out["maps"].append(maps.ravel())
         cosets = normaliser(number, rotations, translations, free)
         out["coset_start"].append(len(out["coset_m"]))
         out["image_start"].append(sum(map(len, out["coset_letter"])))
@@ -265,8 +333,16 @@ def main() -> None:
     for number, symbol in enumerate(out["symbol"], 1):
         aliases[symbol.replace("_", "").casefold()] = number
 
-    starts = ["op_start", "position_start", "stabiliser_start", "orbit_start", "coset_start", "image_start"]
-    lengths = ["rotations", "letter", "stabiliser", "orbit", "coset_m", "coset_letter"]
+    starts = [
+        "op_start",
+        "position_start",
+        "stabiliser_start",
+        "orbit_start",
+        "coset_start",
+        "image_start",
+        "map_start",
+    ]
+    lengths = ["rotations", "letter", "stabiliser", "orbit", "coset_m", "coset_letter", "maps"]
     arrays: dict[str, np.ndarray] = {}
     for name, of in zip(starts, lengths, strict=True):
         joined = out[of]
@@ -278,6 +354,7 @@ def main() -> None:
         arrays[name] = np.concatenate(out[name]).astype(np.uint8)
     for name in ("linear", "offset", "coset_m", "coset_t", "shift"):
         arrays[name] = np.array(out[name], np.int8)
+    arrays["maps"] = np.concatenate(out["maps"])
     arrays["multiplicity"] = np.array(out["multiplicity"], np.int16)
     arrays["hall_number"] = np.array(out["hall_number"], np.int16)
     arrays["polar"] = np.array(out["polar"], bool)

@@ -1,6 +1,6 @@
 """Crystal structures from a formula: a language model that writes CIF, constrained by crystallography.
 
-Importing this package imports nothing else; a name is looked up when it is first used.
+Importing this package imports no more than the version; a name is looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["CIFError", "CIFRecord", "Crystal", "canonicalize", "generate"]
+from crystallm.version import __version__
+
+__all__ = ["CIFError", "CIFRecord", "Crystal", "__version__", "canonicalize", "generate"]
 
 if TYPE_CHECKING:
     from crystallm.cif import CIFError

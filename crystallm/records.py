@@ -302,13 +302,14 @@ def _records_of_bytes(name: str, size: int, read: Callable[[], bytes]) -> Iterat
         yield CIFRecord(name, "", rejected_by=err.reason, reason=f"{name}: {err.message}")
         return
     if text.startswith(_LINE + "id "):
-        yield _record_of_text(name, text)
+        yield record_of_text(name, text)
     else:
         for record_id, block in split_cif(text, name):
             yield CIFRecord(record_id, block, provenance=read_provenance(block))
 
 
-def _record_of_text(name: str, text: str) -> CIFRecord:
+def record_of_text(name: str, text: str) -> CIFRecord:
+    """A record from a CIF file as `write_records` writes it, or from any other."""
     fields: dict[str, Any] = {}
     position = 0
     while text.startswith(_LINE, position):

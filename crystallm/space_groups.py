@@ -91,6 +91,9 @@ class SpaceGroup:
     translations: np.ndarray = field(repr=False)  # (n_ops, 3) float64
     wyckoff: tuple[WyckoffPosition, ...] = field(repr=False)  # a first, the general position last
     normaliser: Normaliser = field(repr=False)
+    # (n_maps, n_positions): for operations outside the group, the position that each position is carried to as a whole;
+    # -1 where it is not, and for positions with parameters wherever it is not the same one
+    position_maps: np.ndarray = field(repr=False)
     default_origin_shift: np.ndarray = field(repr=False)  # (3,): x = x_spglib + shift, from spglib's default setting
 
     @functools.cached_property
@@ -255,5 +258,6 @@ def _space_group(number: int) -> SpaceGroup:
             operations=operations.reshape(len(coset_m), -1).astype(np.int64),
             polar=table["polar"][n],
         ),
+        position_maps=part("map_start", "maps")[0].astype(np.int64).reshape(-1, len(positions)),
         default_origin_shift=table["shift"][n] / _DENOMINATOR,
     )

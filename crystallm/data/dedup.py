@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
 
-BUCKET_STRUCTURES = 50_000
+BUCKET_STRUCTURES = 20_000  # some 100 MB
 MAX_VOLUME_RATIO = 1.1  # StructureMatcher scales volumes away; a polymorph under pressure is no duplicate
 
 
@@ -153,10 +153,10 @@ class DuplicateSearch:
         self.folder.mkdir(exist_ok=True)
         n_rows = sum(pq.read_table(chunk, columns=["rejected_by"])["rejected_by"].null_count for chunk in chunks)
         n_buckets = max(1, -(-n_rows // BUCKET_STRUCTURES))
-        results = [self._result(k) for k in range(n_buckets)]
+        results = [self._result(k, n_buckets) for k in range(n_buckets)]
         if todo := [k for k in range(n_buckets) if not results[k].exists()]:
             fill_buckets([self._bucket(k) for k in range(n_buckets)], chunks)
-            self._search(todo)
+            self._search(todo, n_buckets)
         tables = [pq.read_table(path) for path in results]
         notes = Counter[str]()
         for table in tables:
@@ -167,10 +167,10 @@ class DuplicateSearch:
     def _bucket(self, number: int) -> Path:
         return self.folder / f"bucket-{number:05d}.parquet"
 
-    def _result(self, number: int) -> Path:
-        return self.folder / f"result-{number:05d}.parquet"
+    def _result(self, number: int, n_buckets: int) -> Path:
+        return self.folder / f"result-{number:05d}-of-{n_buckets:05d}.parquet"
 
-    def _search(self, numbers: Sequence[int]) -> None:
+    def _search(self, numbers: Sequence[int], n_buckets: int) -> None:
         """Buckets one after the other, their families in parallel; a result is written when its last family is in."""
         opened: deque[_Bucket] = deque()
         owners: deque[_Bucket] = deque()  # of the families under way
@@ -186,7 +186,8 @@ class DuplicateSearch:
 
         def write_before(number: float) -> None:
             while opened and opened[0].number < number:
-                self._write(opened.popleft())
+                bucket = opened.popleft()
+                self._write(bucket, self._result(bucket.number, n_buckets))
 
         work = functools.partial(matches_in_family, max_comparisons=self.max_comparisons)
         matches = map_processes(work, all_families(), self.workers, 4)
@@ -210,7 +211,7 @@ class DuplicateSearch:
             notes["formulas stand on more than one side of the split given"] = sum(len(s) > 1 for s in sides.values())
         return entries, _Bucket(number, {row["row"]: row["id"] for row in rows}, duplicate_texts(entries), notes)
 
-    def _write(self, bucket: _Bucket) -> None:
+    def _write(self, bucket: _Bucket, path: Path) -> None:
         rows = sorted(bucket.duplicate_of)
         kept = []
         for row in rows:
@@ -218,7 +219,7 @@ class DuplicateSearch:
                 row = bucket.duplicate_of[row]
             kept.append(bucket.ids[row])
         table = pa.table({"row": pa.array(rows, pa.int64()), "kept_id": pa.array(kept, pa.string())})
-        write_table(self._result(bucket.number), table.replace_schema_metadata({"notes": json.dumps(bucket.notes)}))
+        write_table(path, table.replace_schema_metadata({"notes": json.dumps(bucket.notes)}))
 
 
 def fill_buckets(paths: Sequence[Path], chunks: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from crystallm import interop
 from crystallm.cif import CIFError, split_cif
 from crystallm.crystal import Crystal
-from crystallm.records import CIFRecord, _record_of_text
+from crystallm.records import CIFRecord, record_of_text
 
 MAX_FILE_BYTES = 20_000_000  # a larger CIF is a supercell dump or an attack: `too_large`, unread
 MAX_EXPANSION = 200  # CIF text compresses 5 to 50 times; a bomb over 1,000
@@ -135,7 +135,7 @@ def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
 def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord]:
     """A record for each data block, or the one that write_records wrote, with all that its comment lines say of it."""
     if text.startswith("# crystallm.record.id "):
-        yield _record_of_text(record_id, text)
+        yield record_of_text(record_id, text)
         return
     blocks = [(record_id, text)]
     if len(re.findall(r"^[ \t]*data_", text, flags=re.IGNORECASE | re.MULTILINE)) > 1:

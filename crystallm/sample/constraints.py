@@ -19,6 +19,7 @@ from crystallm.sample.composition import Formula, Request, possible_groups, poss
 from crystallm.sample.contacts import Contacts, Orbit, orbit
 from crystallm.sample.occupation import Occupation, occupation
 from crystallm.sample.rules import Rules
+from crystallm.sample.supergroups import has_supergroup
 from tokenizer.elements import ATOMIC_NUMBERS, ELEMENT_ORDER
 
 FORCED = -1  # slot of a token that the grammar leaves no choice about
@@ -149,7 +150,8 @@ class Full(Syntax):
     """The syntax and crystallography: what ends has the formula, the sites and the cell that it states.
 
     Elements in order and counts without a common divisor; a space group, and for every site a Wyckoff letter, from
-    which the formula can be completed; the ties of the cell; fixed and dependent coordinates; no two sites too close.
+    which the formula can be completed; the ties of the cell; fixed and dependent coordinates; no two sites too close; no
+    choice of letters that has a higher symmetry than the group.
     """
 
     def __init__(self, rules: Rules, request: Request | None = None, min_distance_ang: float | None = None):
@@ -171,6 +173,7 @@ class Full(Syntax):
         self.left: list[int] = []  # atoms of the conventional cell still to be placed, by element of the formula
         self.element = 0  # of the current site
         self.first_letter = 0  # letters of one element do not descend
+        self.letters: list[list[int]] = []  # of the sites, by element
         # The current site
         self.site: Orbit
         self.letter = 0
@@ -202,6 +205,7 @@ class Full(Syntax):
         self.number = self.rules.group_of[token]
         self.occupation, self.cell = occupation(self.number), cell_rules(self.number)
         self.left = [count * self.formula_units * self.occupation.n_centring for count in self.counts]
+        self.letters = [[] for _ in self.counts]
         numbers = np.array([ATOMIC_NUMBERS[ELEMENT_ORDER[rank]] for rank in self.formula.ranks])
         if self.min_distance_ang is None:
             self.allowed_ang = min_allowed_distance(numbers[:, None], numbers)
@@ -253,7 +257,17 @@ class Full(Syntax):
         letters = self.occupation.letters(tuple(self.left[self.element :]), self.first_letter, own, others)
         mask = np.zeros(len(self.rules.letter_tokens), dtype=bool)
         mask[list(letters)] = True
+        if not later:
+            mask[[letter for letter in letters if self._is_of_supergroup(letter)]] = False
+            if letters and not mask.any():
+                raise DeadEnd("sites on the Wyckoff positions left have a higher symmetry than the space group")
         return self._masked(slot, mask, f"no Wyckoff position is left for {self._symbol()}")
+
+    def _is_of_supergroup(self, letter: int) -> bool:
+        """Whether the structure ends with a site on this position and then has more symmetry than its group."""
+        if self.occupation.multiplicity[letter] < self.left[self.element]:
+            return False
+        return has_supergroup(self.number, [*self.letters[:-1], [*self.letters[-1], letter]])
 
     def _read_letter(self, token: int, axis: int) -> None:
         self.letter = self.rules.letter_of[token]
@@ -271,6 +285,7 @@ class Full(Syntax):
         if axis in self.site.position.free_axes:
             self.frac[axis] = self.rules.coordinate_of[token] / self.rules.n_values
         if axis == 2:
+            self.letters[self.element].append(self.letter)
             self.contacts.place(self.site, self.frac, self.element)
             self.left[self.element] -= self.site.position.multiplicity
             self.first_letter = self.letter

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import crystallm
 from crystallm.resources import resource_path
 from crystallm.sample.constraints import Constraint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, Prompt, begin, parse_prompt, read_prompts
 from crystallm.sample.rules import Rules, rules_of
+from crystallm.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -194,7 +194,7 @@ class Generator:
             "min_distance_ang": config.min_distance_ang,
         }
         return {
-            "generator": f"crystallm {crystallm.__version__}",
+            "generator": f"crystallm {__version__}",
             "model": Path(self.info.get("path", "")).name,
             "model_hash": self.info.get("model_hash", ""),
             "prompt": series.prompt.source,
