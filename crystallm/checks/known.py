@@ -140,7 +140,7 @@ class KnownCrystals:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        pq.write_table(self._table, part, compression="zstd", compression_level=19, row_group_size=20_000)
+        pq.write_table(self._table, part, compression="zstd", compression_level=9, row_group_size=20_000)
         part.replace(path)
 
     def __len__(self) -> int:

@@ -84,7 +84,7 @@ class SetResult:
 
 @dataclass
 class Share:
-    """`n` of `out_of`; `n_unknown` of these have no canonical description and were not counted in."""
+    """`n` of `out_of`; `n_unknown` of these could not be compared and are not counted in n."""
 
     n: int
     out_of: int
@@ -110,7 +110,7 @@ class Evaluation:
     unique_and_novel: Share | None = None  # of all read
     distances: dict[str, float | None] | None = None  # Wasserstein, valid generated against parsed reference
     first_of: dict[str, str] = field(default_factory=dict, repr=False)  # canonical text → first that is the same
-    known: dict[str, str] = field(default_factory=dict, repr=False)  # canonical text → the reference's
+    known: dict[str, str | None] = field(default_factory=dict, repr=False)  # canonical text → the reference's
     seconds: float = 0.0
     checks_cpu_seconds: float = 0.0  # of the generated set's checks, worker processes included
 
@@ -196,14 +196,16 @@ def _row_of(record: CIFRecord, names: tuple[tuple[str, ...], tuple[str, ...]], f
 def _compare(result: Evaluation, workers: int | None) -> None:
     n_read, n_valid = result.generated.counts.n_read, result.generated.counts.n_valid
     texts = [row.text for row in result.generated.rows if row.text]
-    n_unknown = n_valid - len(texts)
     result.first_of = unique_texts(texts, workers)
     unique = set(result.first_of.values())
+    n_unknown = n_valid - sum(text in result.first_of for text in texts)
     result.uniqueness = Share(len(unique), n_valid, n_unknown)
     if result.reference is not None:
         result.known = known_texts(texts, [row.text for row in result.reference.rows if row.text], workers)
-        result.novelty = Share(sum(text not in result.known for text in texts), n_valid, n_unknown)
-        result.unique_and_novel = Share(len(unique - result.known.keys()), n_read, n_unknown)
+        compared = [text for text in texts if text in result.known]
+        novel = {text for text in compared if result.known[text] is None}
+        result.novelty = Share(sum(text in novel for text in compared), n_valid, n_valid - len(compared))
+        result.unique_and_novel = Share(len(unique & novel), n_read, max(n_unknown, n_valid - len(compared)))
 
 
 def write_report(evaluation: Evaluation, path: str | Path) -> None:
@@ -227,7 +229,7 @@ def write_report(evaluation: Evaluation, path: str | Path) -> None:
                 "reduced_formula": row.formula,
                 **{name: row.features.get(name) for name in FEATURES},
                 "unique": is_first if first is not None else None,
-                "novel": row.text not in evaluation.known if first is not None and evaluation.novelty else None,
+                "novel": evaluation.known[row.text] is None if row.text in evaluation.known else None,
                 "text": row.text,
             }
         )

@@ -78,5 +78,5 @@ def _rates(evaluation: Evaluation, generated: SetResult, reference: SetResult | 
 def _share(name: str, share: Share | None) -> str:
     if share is None or share.rate is None:
         return ""
-    unknown = f", {share.n_unknown} without a canonical description" if share.n_unknown else ""
+    unknown = f", {share.n_unknown} that could not be compared" if share.n_unknown else ""
     return f"{name}: {share.n} of {share.out_of} ({percent(share.rate)}){unknown}"

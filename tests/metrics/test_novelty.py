@@ -9,6 +9,7 @@ import pytest
 from crystallm.canonical import canonicalize
 from crystallm.checks.known import same_crystal
 from crystallm.cif import parse_cif
+from crystallm.metrics import novelty
 from crystallm.metrics.novelty import known_texts, unique_texts
 
 
@@ -36,6 +37,21 @@ def test_known_texts_are_those_that_match_one_of_the_reference(texts):
     reference = [texts[1], texts[4]]
     known = known_texts(texts, reference)
     matching = {t for t, r in itertools.product(texts, reference) if same_crystal(t, r)}
-    assert set(known) == matching and set(known.values()) <= set(reference)
-    assert texts[3] not in known and texts[6] not in known
-    assert known_texts(texts, []) == {} == known_texts([], reference)
+    assert set(known) == set(texts)
+    assert {text for text, found in known.items() if found is not None} == matching
+    assert set(known.values()) - {None} <= set(reference)
+    assert known[texts[3]] is None and known[texts[6]] is None
+    assert known_texts(texts, []) == dict.fromkeys(texts)
+    assert known_texts([], reference) == {}
+
+
+def test_what_cannot_be_compared_is_left_out_and_said(texts, monkeypatch, caplog):
+    def fails(text, candidates):
+        if text.startswith("data_TiO2"):
+            raise ArithmeticError("unforeseen")
+        return None
+
+    monkeypatch.setattr(novelty, "find_match", fails)
+    assert set(unique_texts(texts)) == {texts[4], texts[6]}
+    assert set(known_texts(texts, texts)) == {texts[4], texts[6]}
+    assert "4 crystals of TiO2 could not be compared: ArithmeticError: unforeseen" in caplog.text
