@@ -11,7 +11,7 @@ import argparse
 import functools
 import json
 import time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,8 @@ def main() -> None:
     start = time.process_time()
     time_canonical(first)
     rate = len(first) / (time.process_time() - start)
-    items = (item for part in (first, records) for item in part)
     work = functools.partial(report_canonical, match=not options.no_match)
-    reports = list(map_processes(work, items, options.workers, 8))
+    reports = list(map_processes(work, chain(first, records), options.workers, 8))
     summary = summarize(reports) | {"structures_per_cpu_second": rate}
     print(json.dumps({name: value for name, value in summary.items() if name != "lost"}, indent=2))
     if options.json:

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import spglib
-from pyxtal.symmetry import Group
+from pyxtal.symmetry import Group, Wyckoff_position
 
 from crystallm.space_groups import crystal_system
 
 OUTPUT = Path(__file__).resolve().parent.parent / "resources" / "space_groups.npz"
 DENOMINATOR = 24
 OF_GROUP = ("symbol", "hall_number", "shift", "rotations", "translations", "op_start", "polar", "maps", "map_start")
-OF_POSITION = ("letter", "multiplicity", "linear", "offset", "position_start", "orbit", "orbit_start")
-OF_POSITION += ("stabiliser", "stabiliser_start")
+OF_POSITION = (
+    *("letter", "multiplicity", "linear", "offset", "position_start"),
+    *("orbit", "orbit_start", "stabiliser", "stabiliser_start"),
+)
 OF_COSET = ("coset_m", "coset_t", "coset_start", "coset_letter", "coset_op", "image_start")
 
 
-def operations_of(position) -> tuple[np.ndarray, np.ndarray]:
+def operations_of(position: Wyckoff_position) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3, 3) linear parts and (n, 3) translations in 24ths of a pyxtal Wyckoff position."""
     linear = np.array([op.rotation_matrix for op in position.ops])
     offset = np.array([op.translation_vector for op in position.ops]) * DENOMINATOR
@@ -36,7 +38,7 @@ def operations_of(position) -> tuple[np.ndarray, np.ndarray]:
 def generators(rotations: np.ndarray, translations: np.ndarray) -> list[int]:
     """Indices of operations that generate the whole group (modulo lattice translations)."""
 
-    def key(w, t):
+    def key(w: np.ndarray, t: np.ndarray) -> tuple[int, ...]:
         return (*w.ravel().tolist(), *(t % DENOMINATOR).tolist())
 
     chosen: list[int] = []
@@ -96,7 +98,9 @@ def candidate_rotations(number: int) -> list[np.ndarray]:
     return signed
 
 
-def normaliser(number: int, rotations: np.ndarray, translations: np.ndarray, free: np.ndarray):
+def normaliser(
+    number: int, rotations: np.ndarray, translations: np.ndarray, free: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Coset representatives (m, t): x' = m x + t maps the group to itself; modulo the group and polar shifts."""
     steps = [np.array([0]) if f else np.arange(DENOMINATOR) for f in free]
     grid = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)  # (n_t, 3)
@@ -267,12 +271,14 @@ def main() -> None:
             forms.append(form)
             point = form.read(rng.random(3))
             images = rotations @ point + translations / DENOMINATOR  # (n_ops, 3)
-            stabiliser, orbit, kept, maps = [], [], [], set()
+            stabiliser, orbit = [], []
+            kept: list[np.ndarray] = []
+            actions: set[tuple[int, ...]] = set()
             for k, image in enumerate(images):
                 if form.holds(image):
                     key = tuple(np.rint((image % 1.0) * 1e8).astype(int) % 10**8)
-                    if key not in maps:  # two operations with one action on the variety count once
-                        maps.add(key)
+                    if key not in actions:  # two operations with one action on the variety count once
+                        actions.add(key)
                         stabiliser.append(k)
                 if all(np.abs((image - o) - np.rint(image - o)).max() > 1e-7 for o in kept):
                     kept.append(image)
@@ -362,7 +368,7 @@ def main() -> None:
     arrays["symbol"] = np.array(out["symbol"])
     arrays["alias"] = np.array(list(aliases))
     arrays["alias_number"] = np.array(list(aliases.values()), np.int16)
-    np.savez_compressed(OUTPUT, **arrays)
+    np.savez_compressed(OUTPUT, **arrays)  # type: ignore[arg-type]
     print(OUTPUT.name, OUTPUT.stat().st_size, "bytes")
 
 

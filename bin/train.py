@@ -7,12 +7,12 @@ Fine-tuning: init_from=<checkpoint> data.path=<shards>; the model's shape and vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
+import crystallm
 from crystallm.config import load_config, to_dict, to_yaml
 from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
@@ -20,7 +20,7 @@ from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
-from crystallm.train.trainer import Callback, TrainConfig, Trainer
+from crystallm.train.trainer import TrainConfig, Trainer
 from tokenizer import CIFTokenizer
 
 
@@ -29,16 +29,19 @@ class RunConfig:
     out: str = "runs/train"
     init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
     vocabulary: str = "cif"
+    validity_samples: int = 0  # samples drawn and checked at each evaluation, where pymatgen is installed
     data: DataConfig = field(default_factory=DataConfig)
     model: GPTConfig = field(default_factory=GPTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def main(config: RunConfig, callbacks: Sequence[Callback] = ()) -> str:
+def main(config: RunConfig) -> str:
     processes = start_processes(config.train.device, config.train.threads)
     torch.manual_seed(config.train.seed)
+    provenance = {"crystallm": crystallm.__version__, "torch": torch.__version__}
     if config.init_from:
-        model, tokenizer, _ = load_checkpoint(config.init_from)
+        model, tokenizer, base = load_checkpoint(config.init_from)
+        provenance["init_from"] = base["model_hash"]
     else:
         tokenizer = CIFTokenizer(config.vocabulary)
         model = GPT(config.model, token_spec(tokenizer, config.model.loss))
@@ -49,14 +52,19 @@ def main(config: RunConfig, callbacks: Sequence[Callback] = ()) -> str:
     conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
     batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures)
     val_batches = ShardLoader(val, collate, data, *share, max_structures=data.max_val_structures)
-    info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta}
+    info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta, "provenance": provenance}
+    callbacks = []
+    if config.validity_samples:
+        from crystallm.pipeline import validity_callback  # needs the crystal libraries, as training does not
+
+        callbacks = [c for c in [validity_callback(tokenizer, config.validity_samples)] if c is not None]
     if processes.is_first:
         print(to_yaml(config))
         n_all = sum(p.numel() for p in model.parameters())
         print(f"parameters: {model.n_block_parameters:,} in blocks, {n_all:,} in all")
-        for split, loader in (("train", batches), ("val", val_batches)):
+        for name, loader in (("train", batches), ("val", val_batches)):
             print(
-                f"{split}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
+                f"{name}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
             )
     trainer = Trainer(model, batches, val_batches.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()

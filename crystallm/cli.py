@@ -1,4 +1,4 @@
-"""The console commands: each runs the script of `bin/` that it is named after, so there is one place for its arguments."""
+"""The console commands: each runs the script of `bin/` that it is named after, the one place for its arguments."""
 
 from __future__ import annotations
 

@@ -97,6 +97,8 @@ def find_match(text: str, candidates: Sequence[str]) -> int | None:
 class KnownCrystals:
     """Canonical texts by formula. On disk a parquet file, sorted by formula; opened in a fraction of a second."""
 
+    criterion = "that matches"
+
     def __init__(self, table: Any) -> None:
         """`table` is a pyarrow table of COLUMNS, sorted by the first."""
         self._table = table

@@ -32,10 +32,14 @@ class Batch:
         return self.ids.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        if torch.device(device).type == "cpu":
+        kind = torch.device(device).type
+        if kind == "cpu":
             return self
         names = ("ids", "positions", "targets", "slots")
-        moved = {name: getattr(self, name).pin_memory().to(device, non_blocking=True) for name in names}
+        tensors = {name: getattr(self, name) for name in names}
+        if kind == "cuda":  # pinned, so that copying does not wait
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return replace(self, **moved)
 
 

@@ -10,7 +10,10 @@ import numpy as np
 
 from crystallm.sample.occupation import centrings, feasible_groups, occupation
 
-MAX_COUNT_SEARCHED = 192  # the largest multiplicity: what fits at all fits with counts up to this
+# With space group and formula units both given but no formula, counts have to be searched for. The general position,
+# of at most 48 atoms in a primitive cell, bounds what has to be tried to find any formula at all.
+MAX_COUNT_ALLOWED = 192
+MAX_COUNT_TRIED = 48
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,25 @@ def possible_groups(counts: tuple[int, ...], formula_units: int, request: Reques
 @functools.lru_cache(maxsize=4096)
 def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> np.ndarray:
     """(largest,) bool: formula units in the primitive cell, from 1 on, for which some space group is left."""
+    candidates = np.array(_candidate_units(request, largest), dtype=np.int64)
     possible = np.zeros(largest, dtype=bool)
-    for units in _candidate_units(request, largest):
-        if request.space_groups is None or request.conventional_units is not None:
-            possible[units - 1] = possible_groups(counts, units, request).any()
-        else:
-            possible[units - 1] = any(_holds(number, counts, units) for number in request.space_groups)
+    if request.space_groups is None or request.conventional_units is not None:
+        possible[candidates - 1] = [possible_groups(counts, units, request).any() for units in candidates.tolist()]
+    else:
+        held = np.any([_units_held(number, counts, largest) for number in request.space_groups], axis=0)
+        possible[candidates - 1] = held[candidates - 1]
     return possible
+
+
+@functools.lru_cache(maxsize=4096)
+def _units_held(number: int, counts: tuple[int, ...], largest: int) -> np.ndarray:
+    """(largest,) bool: formula units, from 1 on, that a group holds; with them those that add full general positions."""
+    group = occupation(number)
+    period = group.multiplicity[-1] // group.n_centring
+    held: list[bool] = []
+    for units in range(1, largest + 1):
+        held.append((units > period and held[units - period - 1]) or _holds(number, counts, units))
+    return np.array(held)
 
 
 def _candidate_units(request: Request, largest: int) -> list[int]:
@@ -81,7 +96,7 @@ class Formula:
 
     def may_add(self, ranks: np.ndarray) -> np.ndarray:
         """Which elements may come next; False where the rank is negative."""
-        if self.ranks and not _extendable(tuple(self.counts), self._elements_left(), self.request):
+        if not _extendable(tuple(self.counts), self._elements_left(), self.request):
             return np.zeros(len(ranks), dtype=bool)
         if self.request.elements is not None:
             return ranks == self.request.elements[len(self.ranks)]
@@ -94,7 +109,7 @@ class Formula:
             if left is None or left > 0:
                 return numbers > 0
             return (numbers > 0) & (np.gcd(numbers, math.gcd(*before)) == 1)
-        searched = (n if n <= MAX_COUNT_SEARCHED else 0 for n in numbers.tolist())
+        searched = (n if n <= MAX_COUNT_ALLOWED else 0 for n in numbers.tolist())
         return np.array([n > 0 and _completable((*before, n), left, self.request) for n in searched])
 
     def may_end(self) -> bool:
@@ -128,13 +143,14 @@ def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> 
         return False
     if not _is_restricted(request):
         return True
-    numbers = range(1, MAX_COUNT_SEARCHED + 1)
-    if left is None:
-        return any(_complete((*counts, n), 0, request) for n in numbers)
-    return any(_completable((*counts, n), left - 1, request) for n in numbers)
+    longer = [(*counts, n) for n in range(1, MAX_COUNT_TRIED + 1)]
+    if left is not None:
+        return any(_completable(more, left - 1, request) for more in longer)
+    # As many as one likes: one more, or two, as in a group where no count alone is without a divisor.
+    return any(_complete(more, 0, request) for more in longer) or any(_extendable(more, 1, request) for more in longer)
 
 
 def _fits(counts: tuple[int, ...], request: Request) -> bool:
-    if request.space_groups is None or request.formula_units is None:
+    if not counts or request.space_groups is None or request.formula_units is None:
         return True
     return any(_holds(number, counts, request.formula_units) for number in request.space_groups)

@@ -150,8 +150,8 @@ class Full(Syntax):
     """The syntax and crystallography: what ends has the formula, the sites and the cell that it states.
 
     Elements in order and counts without a common divisor; a space group, and for every site a Wyckoff letter, from
-    which the formula can be completed; the ties of the cell; fixed and dependent coordinates; no two sites too close; no
-    choice of letters that has a higher symmetry than the group.
+    which the formula can be completed; the ties of the cell; fixed and dependent coordinates; no two sites too close;
+    no choice of letters that has a higher symmetry than the group.
     """
 
     def __init__(self, rules: Rules, request: Request | None = None, min_distance_ang: float | None = None):

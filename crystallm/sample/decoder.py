@@ -6,12 +6,17 @@ time on padding. Here the tokens of all rows are packed into one list for everyt
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from crystallm.model.gpt import GPT, Block, rotate
+
+# Rows whose attention is computed in one call on a CPU: few, so that one long row pads few others.
+ROWS_TOGETHER = 16
 
 
 class PackedDecoder:
@@ -49,20 +54,12 @@ class PackedDecoder:
 
     @torch.no_grad()
     def forward(self, ids: list[int], rows: list[int], positions: list[int]) -> Tensor:
-        """New tokens, row by row and in order: ids, rows, positions, N each -> states after the last norm (N, C)."""
+        """New tokens, rows ascending and each in order: ids, rows, positions, N each -> states after the norm (N, C)."""
         model, device = self.model, self.device
         row, position = np.array(rows), np.array(positions)
-        starts = np.flatnonzero(np.diff(row, prepend=-1))  # where each row's tokens begin
-        column = np.arange(len(row)) - np.repeat(starts, np.diff(starts, append=len(row)))
-        width, span = int(column.max()) + 1, int(position.max()) + 1
-        self._reserve(span)
-        # Queries are padded to (n_rows, width). A padding query looks at position 0, and nobody reads what it sees.
-        query_position = np.zeros((self.n_rows, width), dtype=np.int64)
-        query_position[row, column] = position
-        mask = np.arange(span) <= query_position[:, None, :, None]  # (B, 1, T, S)
-        mask_t = torch.from_numpy(mask).to(device)
-        row_t, column_t, position_t = (torch.from_numpy(array).to(device) for array in (row, column, position))
-
+        self._reserve(int(position.max()) + 1)
+        blocks = self._blocks(row, position)
+        row_t, position_t = (torch.from_numpy(array).to(device) for array in (row, position))
         x = F.embedding(torch.tensor(ids, device=device), self.table)  # (N, C)
         rotation = None
         if model.wpe is not None:
@@ -79,11 +76,56 @@ class PackedDecoder:
                 q, k = rotate(q, *rotation), rotate(k, *rotation)
             keys, values = self.keys[layer], self.values[layer]  # (B, H, S or more, D)
             keys[row_t, :, position_t], values[row_t, :, position_t] = k, v
-            queries = q.new_zeros(self.n_rows, width, *q.shape[1:])  # (B, T, H, D)
-            queries[row_t, column_t] = q
-            y = F.scaled_dot_product_attention(
-                queries.transpose(1, 2), keys[:, :, :span], values[:, :, :span], attn_mask=mask_t
-            )
-            x = x + attention.c_proj(y.transpose(1, 2)[row_t, column_t].flatten(1))
+            y = torch.cat([b.attend(q, keys, values) for b in blocks])  # (N, H, D)
+            x = x + attention.c_proj(y.flatten(1))
             x = x + block.mlp(block.ln_2(x))
         return model.ln_f(x)
+
+    def _blocks(self, row: np.ndarray, position: np.ndarray) -> list[_RowBlock]:
+        starts = np.flatnonzero(np.diff(row, prepend=-1))  # where each row's tokens begin
+        column = np.arange(len(row)) - np.repeat(starts, np.diff(starts, append=len(row)))
+        size = ROWS_TOGETHER if self.device.type == "cpu" else self.n_rows
+        edges = np.searchsorted(row, np.arange(0, self.n_rows + size, size))
+        blocks = []
+        for number, (begin, end) in enumerate(itertools.pairwise(edges.tolist())):
+            if begin < end:
+                rows = slice(number * size, min((number + 1) * size, self.n_rows))
+                part = slice(begin, end)
+                blocks.append(_RowBlock(rows, part, row[part] - rows.start, column[part], position[part], self.device))
+        return blocks
+
+
+class _RowBlock:
+    """Attention of some neighbouring rows, padded to the longest among them only."""
+
+    def __init__(
+        self,
+        rows: slice,
+        tokens: slice,
+        row: np.ndarray,  # (n,) within the block
+        column: np.ndarray,  # (n,) place among the row's new tokens
+        position: np.ndarray,  # (n,)
+        device: torch.device,
+    ):
+        self.rows, self.tokens = rows, tokens
+        self.shape = rows.stop - rows.start, int(column.max()) + 1  # (B, T)
+        self.span = int(position.max()) + 1
+        # A padding query looks at position 0, and nobody reads what it sees.
+        query_position = np.zeros(self.shape, dtype=np.int64)
+        query_position[row, column] = position
+        mask = np.arange(self.span) <= query_position[:, None, :, None]
+        self.mask = torch.from_numpy(mask).to(device)  # (B, 1, T, S)
+        self.place = torch.from_numpy(row * self.shape[1] + column).to(device)  # in (B * T)
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q (N, H, D) of all tokens, keys and values (B, H, S or more, D) of all rows -> (n, H, D) of this block's"""
+        n_head, width = q.shape[1:]
+        queries = q.new_zeros(self.shape[0] * self.shape[1], n_head, width)
+        queries[self.place] = q[self.tokens]
+        y = F.scaled_dot_product_attention(
+            queries.view(*self.shape, n_head, width).transpose(1, 2),
+            keys[self.rows, :, : self.span],
+            values[self.rows, :, : self.span],
+            attn_mask=self.mask,
+        )
+        return y.transpose(1, 2).reshape(-1, n_head, width)[self.place]

@@ -54,8 +54,10 @@ class Sample:
 
 class Engine:
     def __init__(self, model: GPT, slot_tokens: Sequence[np.ndarray], batch: int = 256, max_len: int | None = None):
-        """`slot_tokens`: ids among which a constraint's slots choose. `batch`: rows at once. `max_len`: tokens of the
-        longest sequence, at most (and by default) what the model takes."""
+        """`slot_tokens`: ids among which a constraint's slots choose. `batch`: rows at once.
+
+        `max_len`: tokens of the longest sequence, by default (and at most) what the model takes.
+        """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         block_size = model.config.block_size
@@ -98,7 +100,7 @@ class Engine:
         positions: list[int] = []
         forced: dict[int, list[tuple[int, _Row, int]]] = {}  # slot -> (hidden state, row, position of the token)
         drawn: dict[int, list[tuple[int, _Row]]] = {}  # slot -> (hidden state, row)
-        for row in rows:
+        for row in sorted(rows, key=lambda row: row.place):
             begin, end = row.n_read, len(row.ids)
             offset = len(ids) - begin  # hidden state of position p: offset + p
             ids += row.ids[begin:end]

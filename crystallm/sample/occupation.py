@@ -131,8 +131,26 @@ def occupation(number: int) -> Occupation:
 @functools.lru_cache(maxsize=100_000)
 def _feasible_groups(counts: Ints) -> np.ndarray:
     """(230,) bool: groups whose positions can hold `counts` atoms of the primitive cell. `counts` ascending."""
-    groups = [occupation(n) for n in range(1, N_GROUPS + 1)]
-    return np.array([g.feasible(tuple(c * g.n_centring for c in counts)) for g in groups])
+    alike, of_group = _alike_groups()
+    held = [group.feasible(tuple(count * group.n_centring for count in counts)) for group in alike]
+    return np.array(held)[of_group]
+
+
+@functools.cache
+def _alike_groups() -> tuple[list[Occupation], np.ndarray]:
+    """Groups that differ in what their primitive cell can hold, and for each of the 230 the index of one like it."""
+    alike: dict[tuple[tuple[float, bool], ...], int] = {}
+    groups, of_group = [], []
+    for number in range(1, N_GROUPS + 1):
+        group = occupation(number)
+        sites = sorted(zip((m / group.n_centring for m in group.multiplicity), group.is_point, strict=True))
+        free = {site for site in sites if not site[1]}
+        key = (*sorted(free), *(site for site in sites if site[1]))
+        if key not in alike:
+            alike[key] = len(groups)
+            groups.append(group)
+        of_group.append(alike[key])
+    return groups, np.array(of_group)
 
 
 def feasible_groups(formula: Iterable[int], formula_units: int) -> np.ndarray:

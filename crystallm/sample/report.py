@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crystallm.canonical import AsymmetricUnit
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
 
-KNOWN_FILE = "known.parquet"  # beside a model: an index of what it was trained on
+if TYPE_CHECKING:
+    from crystallm.checks.fingerprints import KnownFingerprints
+    from crystallm.checks.known import KnownCrystals
+
+KNOWN_FILES = ("known.parquet", "known.npz")  # beside a model: an index of what it was trained on
 
 COLUMNS = (
     ("id", ""),
@@ -96,11 +101,18 @@ def run(config: GenerateConfig) -> list[CIFRecord]:
 
 def _known(config: GenerateConfig, generator: Generator) -> tuple[Callable[[str], str | None] | None, str]:
     """A search among known crystals, and what to tell the user of it."""
-    beside = Path(generator.info.get("path", "")) / KNOWN_FILE
-    path = Path(config.known) if config.known else beside
-    if not config.known and not beside.is_file():
+    beside = Path(generator.info.get("path", ""))
+    paths = [Path(config.known)] if config.known else [beside / name for name in KNOWN_FILES]
+    path = next((path for path in paths if config.known or path.is_file()), None)
+    if path is None:
         return None, "known: - where this model has no index of its training data (--known)"
-    from crystallm.checks.known import KnownCrystals
+    index: KnownCrystals | KnownFingerprints
+    if path.suffix == ".npz":
+        from crystallm.checks.fingerprints import KnownFingerprints
 
-    index = KnownCrystals.open(path)
-    return index.find, f"known: id of a matching crystal among {len(index):,} ({path.name}), or new"
+        index = KnownFingerprints.open(path)
+    else:
+        from crystallm.checks.known import KnownCrystals
+
+        index = KnownCrystals.open(path)
+    return index.find, f"known as: among {len(index):,} training crystals, one {index.criterion}; or new"

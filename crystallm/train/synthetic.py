@@ -16,7 +16,7 @@ HEADER = "loop_\n_atom_site_type_symbol\n_atom_site_Wyckoff_symbol" + "".join(
 )
 
 
-def random_text(rng: np.random.Generator) -> str:
+def random_text(rng: np.random.Generator, mean_sites: int = 4) -> str:
     """A structure whose cell depends on its group and elements, so that there is something to learn."""
     chosen = sorted(rng.choice(len(ELEMENTS), size=rng.integers(1, 4), replace=False))
     counts = rng.integers(1, 5, size=len(chosen))
@@ -33,17 +33,19 @@ def random_text(rng: np.random.Generator) -> str:
         HEADER,
     ]
     for element in chosen:
-        for _ in range(rng.integers(1, 4)):
+        for _ in range(rng.integers(1, mean_sites)):
             x, y, z = (min(0.999, round(float(v), 3)) for v in rng.choice([0, 0.25, 0.333, 0.5, rng.random()], 3))
             lines.append(f"{ELEMENTS[element]} {'abcdef'[rng.integers(6)]} {x:.3f} {y:.3f} {z:.3f}")
     return "\n".join(lines) + "\n"
 
 
-def write_shards(folder: Path, tokenizer: CIFTokenizer, n_train: int = 200, n_val: int = 40, seed: int = 0) -> Path:
+def write_shards(
+    folder: Path, tokenizer: CIFTokenizer, n_train: int = 200, n_val: int = 40, seed: int = 0, mean_sites: int = 4
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for split, n in (("train", n_train), ("val", n_val)):
-        ids = [np.array(tokenizer.encode(random_text(rng)), dtype=np.uint16) for _ in range(n)]
+        ids = [np.array(tokenizer.encode(random_text(rng, mean_sites)), dtype=np.uint16) for _ in range(n)]
         np.save(folder / f"tokens_{split}.npy", np.concatenate(ids))
         np.save(folder / f"offsets_{split}.npy", np.cumsum([0, *map(len, ids)], dtype=np.int64))
         band_gap = rng.uniform(0, 5, size=n).astype(np.float32)

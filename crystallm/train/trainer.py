@@ -172,7 +172,7 @@ class Trainer:
             rate = config.learning_rate * rate_factor(
                 config.schedule, self.step, progress, config.warmup_steps, config.decay_share, config.final_rate
             )
-            window.add(*self._train_step(rate))
+            window.add(*self.train_step(rate))
             self.step += 1
             if self.step % config.log_every == 0:
                 self._log_training(window, rate)
@@ -195,7 +195,7 @@ class Trainer:
         by_time = self.elapsed / (60 * minutes) if minutes else 0.0
         return max(by_steps, by_time)
 
-    def _train_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    def train_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step; returns the parts' sums and counts over all processes, and the gradient's norm."""
         # Any randomness of the model (dropout) follows from the step, so a resumed run repeats it.
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 65_537 + self.processes.rank)

@@ -1,0 +1,34 @@
+"""Make a model small enough to share:  python bin/export_model.py runs/mine --records data/mine/records.parquet --out m
+
+Writes the averaged weights in 16 bits, their config.json and, from the records, known.npz: hashes by which
+bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from crystallm.checks.fingerprints import KnownFingerprints
+from crystallm.model.checkpoint import export_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="checkpoint folder, or a run's folder: its best")
+    parser.add_argument("--records", help="records.parquet of bin/prepare_data.py; its train rows are indexed")
+    parser.add_argument("--out", required=True, help="folder; replaced if it is there")
+    options = parser.parse_args()
+    folder = export_checkpoint(options.model, options.out)
+    if options.records:
+        table = pq.read_table(options.records, columns=["id", "text"], filters=[("split", "=", "train")])
+        known = KnownFingerprints.from_texts(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+        known.save(folder / "known.npz")
+        print(f"{len(known):,} fingerprints of {table.num_rows:,} training crystals")
+    print(f"{sum(file.stat().st_size for file in Path(folder).iterdir()):,} bytes written to {folder}")
+
+
+if __name__ == "__main__":
+    main()
