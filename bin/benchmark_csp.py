@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the first rows of these")
     parser.add_argument("--num", type=int, default=20, help="samples for each row")
     parser.add_argument("--formula-only", action="store_true", help="do not tell the number of atoms")
+    parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int, default=0)

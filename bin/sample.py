@@ -24,6 +24,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig]:
     parser.add_argument("--seed", type=int, help="same seed, same text; left out: a fresh one, printed")
     parser.add_argument("--constraints", choices=("none", "syntax", "full"), default="full")
     parser.add_argument("--min-distance", dest="min_distance_ang", type=float, help="Å; by default by covalent radii")
+    parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
     parser.add_argument("--max-draws", type=int, help="give up then (default 20 NUM)")
     parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one")

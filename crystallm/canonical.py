@@ -19,7 +19,7 @@ import numpy as np
 
 from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition
 from crystallm.space_groups import SpaceGroup, WyckoffPosition, space_group, space_group_symbols
-from crystallm.symmetry import SymmetricSites, SymmetryError, find_space_group, find_symmetric_sites, identify_positions
+from crystallm.symmetry import SymmetricSites, SymmetryError, find_symmetric_sites, has_space_group, identify_positions
 from tokenizer.elements import ATOMIC_NUMBERS, ELEMENT_RANK, SYMBOLS
 
 LENGTH_STEPS = 100  # per Å: lengths are multiples of 0.01 Å
@@ -167,9 +167,8 @@ def canonicalize(crystal: Crystal) -> AsymmetricUnit:
         for _ in range(_MAX_ROUNDS):
             unit = describe(sites)
             primitive = to_primitive(unit.to_crystal(), unit.group)
-            found = find_space_group(primitive)
             seen.append(unit.group.symbol)
-            if found.number == unit.space_group_number:
+            if has_space_group(primitive, unit.group):
                 return unit
             sites = find_symmetric_sites(primitive)
     except SymmetryError as err:

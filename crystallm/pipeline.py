@@ -54,6 +54,7 @@ class CSPConfig:
     limit: int | None = None  # the first rows of these
     num: int = 20  # samples for each target
     formula_only: bool = False  # do not tell the number of atoms in the given cell
+    restarts: int = 20  # dead ends drawn again before a sample counts as one
     temperature: float = 1.0
     top_p: float | None = None
     seed: int = 0
@@ -79,6 +80,7 @@ def benchmark_csp(config: CSPConfig) -> dict[str, Any]:
     references, unread = _read_targets(config)
     generate = GenerateConfig(
         num=config.num,
+        restarts=config.restarts,
         temperature=config.temperature,
         top_p=config.top_p,
         seed=config.seed,
@@ -120,6 +122,7 @@ def benchmark_csp(config: CSPConfig) -> dict[str, Any]:
         "n_targets": len(references) + len(unread),
         "unread": unread,
         "finished": _share_ended(rejected_by),
+        "restarts_per_sample": float(np.mean([record.provenance["restarts"] for record in records])),
         "valid": rejected_by[None] / max(1, rejected_by.total()),
         "rejected_by": {str(name): count for name, count in rejected_by.items() if name},
         "unfiltered": scores([True] * len(records)),

@@ -39,6 +39,14 @@ def find_space_group(crystal: Crystal, symprec: float = SYMPREC_ANG) -> SpaceGro
     return _find(crystal, symprec).group
 
 
+def has_space_group(crystal: Crystal, group: SpaceGroup, symprec: float = SYMPREC_ANG) -> bool:
+    """Whether `find_space_group` finds this group in a crystal that has its operations exactly."""
+    loose = _moyo(crystal, 1.2 * symprec)
+    if loose is not None and loose.number == group.number:
+        return True  # a stricter tolerance cannot find less than the exact operations
+    return find_space_group(crystal, symprec).number == group.number
+
+
 @dataclass(frozen=True, eq=False)
 class _Found:
     group: SpaceGroup

@@ -54,9 +54,9 @@ def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> n
 
 @functools.lru_cache(maxsize=4096)
 def _units_held(number: int, counts: tuple[int, ...], largest: int) -> np.ndarray:
-    """(largest,) bool: formula units, from 1 on, that a group holds; with them those that add full general positions."""
+    """(largest,) bool: formula units, from 1 on, that a group holds."""
     group = occupation(number)
-    period = group.multiplicity[-1] // group.n_centring
+    period = group.multiplicity[-1] // group.n_centring  # where n units fit, so do n and general positions besides
     held: list[bool] = []
     for units in range(1, largest + 1):
         held.append((units > period and held[units - period - 1]) or _holds(number, counts, units))

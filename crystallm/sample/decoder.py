@@ -54,7 +54,7 @@ class PackedDecoder:
 
     @torch.no_grad()
     def forward(self, ids: list[int], rows: list[int], positions: list[int]) -> Tensor:
-        """New tokens, rows ascending and each in order: ids, rows, positions, N each -> states after the norm (N, C)."""
+        """The next tokens, rows ascending: ids, rows, positions, N each -> hidden states after the last norm (N, C)."""
         model, device = self.model, self.device
         row, position = np.array(rows), np.array(positions)
         self._reserve(int(position.max()) + 1)

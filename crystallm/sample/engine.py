@@ -8,7 +8,7 @@ on the batch nor on the row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,8 @@ N_UNIFORMS = 64  # random numbers drawn at a time
 class Job:
     index: int  # with the seed, decides the random numbers
     prompt: Sequence[int]  # at least one token
-    constraint: Constraint  # already advanced over the prompt
+    new_constraint: Callable[[], Constraint]  # one that has already advanced over the prompt
+    restarts: int = 0  # so many dead ends are drawn again, from the prompt on, before one ends the sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Sample:
     n_prompt: int
     stopped: Literal["end", "dead_end", "unfinished"]
     reason: str  # why there is no end
+    n_restarts: int  # dead ends before this sequence
     # Per token of `ids`, 0 for the prompt and where the grammar leaves no choice, nats:
     log_probs: np.ndarray  # under the grammar softmax at temperature 1, before any other constraint
     log_masses: np.ndarray  # log of the share of that softmax which the constraint let through
@@ -167,17 +169,22 @@ class _Row:
         if not 1 <= len(job.prompt) <= max_len:
             raise ValueError(f"sample {job.index}: a prompt has 1 to {max_len} tokens, got {len(job.prompt)}")
         self.job, self.max_len, self.place = job, max_len, place
+        self.n_restarts = 0
         self.random = np.random.Generator(np.random.Philox(key=seed + (job.index << 64)))
         self.uniforms: list[float] = []
-        self.ids = list(job.prompt)
+        self.stopped: Literal["", "end", "dead_end", "unfinished"] = ""
+        self.reason = ""
+        self.is_over = False  # stopped, and everything is scored
+        self.begin()
+        self.extend()
+
+    def begin(self) -> None:
+        self.constraint = self.job.new_constraint()
+        self.ids = list(self.job.prompt)
         self.log_probs, self.log_masses = [0.0] * len(self.ids), [0.0] * len(self.ids)
         self.n_read = 0  # tokens that the model has read
         self.forced_slots: list[int] = []  # of the last tokens, those nobody drew
         self.slot, self.mask = FORCED, None  # type: int, np.ndarray | None
-        self.stopped: Literal["", "end", "dead_end", "unfinished"] = ""
-        self.reason = ""
-        self.is_over = False  # stopped, and everything is scored
-        self.extend()
 
     def uniform(self) -> float:
         if not self.uniforms:
@@ -188,14 +195,14 @@ class _Row:
         self.ids.append(token)
         self.log_probs.append(log_prob)
         self.log_masses.append(log_mass)
-        self.job.constraint.advance(token)
+        self.constraint.advance(token)
 
     def extend(self) -> None:
         """Append what the constraint leaves no choice about."""
-        constraint, self.forced_slots = self.job.constraint, []
+        self.forced_slots = []
         try:
-            while not constraint.finished:
-                slot, token, mask = constraint.choice()
+            while not self.constraint.finished:
+                slot, token, mask = self.constraint.choice()
                 if len(self.ids) == self.max_len:
                     self.stopped, self.reason = "unfinished", f"no end after {self.max_len} tokens"
                     break
@@ -206,14 +213,21 @@ class _Row:
                 self.log_probs.append(0.0)
                 self.log_masses.append(0.0)
                 self.forced_slots.append(slot)
-                constraint.advance(token)
+                self.constraint.advance(token)
             else:
                 self.stopped = "end"
         except DeadEnd as err:
+            if self.n_restarts < self.job.restarts:
+                self.n_restarts += 1
+                self.begin()
+                return self.extend()
             self.stopped, self.reason = "dead_end", str(err)
         self.is_over = all(slot == FORCED for slot in self.forced_slots)
 
     def sample(self) -> Sample:
         assert self.stopped
         log_probs, log_masses = np.array(self.log_probs), np.array(self.log_masses)
-        return Sample(self.job.index, self.ids, len(self.job.prompt), self.stopped, self.reason, log_probs, log_masses)
+        n_prompt = len(self.job.prompt)
+        return Sample(
+            self.job.index, self.ids, n_prompt, self.stopped, self.reason, self.n_restarts, log_probs, log_masses
+        )

@@ -48,6 +48,7 @@ class GenerateConfig:
     seed: int | None = None  # None: a fresh one
     constraints: Mode = "full"
     min_distance_ang: float | None = None  # between any two atoms; None: by their covalent radii, as the checks do
+    restarts: int = 20  # a sample that no token can follow is drawn again, up to so many times
     until_valid: bool = False  # draw until `num` are valid
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
     unique: bool = False  # reject what matches an earlier one
@@ -65,6 +66,8 @@ class GenerateConfig:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.max_draws is not None and self.max_draws < self.num:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
+        if self.restarts < 0:
+            raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
         if self.constraints not in ("none", "syntax", "full"):
@@ -150,7 +153,7 @@ class Generator:
         slots = [*grammar.slot_tokens, np.arange(self.tokenizer.vocab_size)]  # the last for constraints=none
         engine = Engine(self.model, slots, config.batch)
         assert config.seed is not None
-        queue = (Job(index, one.ids, one.new_constraint()) for index, (one, _) in jobs)
+        queue = (Job(index, one.ids, one.new_constraint, config.restarts) for index, (one, _) in jobs)
         return engine.run(queue, config.seed, config.draw)
 
     def record(self, sample: Sample, series: _Series, k: int, config: GenerateConfig) -> CIFRecord:
@@ -161,7 +164,7 @@ class Generator:
 
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
-        provenance = self._provenance(series, k, config)
+        provenance = self._provenance(series, k, config) | {"restarts": sample.n_restarts}
         record = CIFRecord(
             id=f"gen-{series.name}{k - series.first:06d}",
             cif=text,

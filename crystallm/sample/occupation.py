@@ -140,7 +140,8 @@ def _feasible_groups(counts: Ints) -> np.ndarray:
 def _alike_groups() -> tuple[list[Occupation], np.ndarray]:
     """Groups that differ in what their primitive cell can hold, and for each of the 230 the index of one like it."""
     alike: dict[tuple[tuple[float, bool], ...], int] = {}
-    groups, of_group = [], []
+    groups: list[Occupation] = []
+    of_group = []
     for number in range(1, N_GROUPS + 1):
         group = occupation(number)
         sites = sorted(zip((m / group.n_centring for m in group.multiplicity), group.is_point, strict=True))

@@ -74,7 +74,11 @@ def _row(record: CIFRecord, find_known: Callable[[str], str | None] | None) -> t
 def summary(records: Sequence[CIFRecord]) -> str:
     """`kept 7 of 8`, and a line for each reason, with its first case."""
     counts = Counter(record.rejected_by for record in records if record.rejected_by is not None)
-    lines = [f"kept {len(records) - counts.total()} of {len(records)}"]
+    again = sum(record.provenance.get("restarts", 0) for record in records)
+    lines = [
+        f"kept {len(records) - counts.total()} of {len(records)}"
+        + (f"; {again} dead ends drawn again" if again else "")
+    ]
     for name, count in counts.most_common():
         first = next(record for record in records if record.rejected_by == name)
         lines.append(f"  {count} {name}: {first.reason} ({first.id})")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crystallm.sample.occupation import centrings, feasible_groups, occupation
 from crystallm.space_groups import space_group
@@ -54,7 +55,7 @@ def test_a_letter_follows_only_where_the_rest_can_be_placed() -> None:
 
 
 def test_points_are_shared_by_all_elements() -> None:
-    # Six elements, one atom each in the primitive cell: Pm-3m has two points of multiplicity 1, P1 as much as one likes.
+    # One atom of each element: Pm-3m has two points of multiplicity 1, P1 as many places as one likes.
     possible = feasible_groups((1,) * 6, 1)
     assert possible[0] and not possible[220]
     assert feasible_groups((1, 1), 1)[220] and not feasible_groups((1, 1, 1), 1)[220]
@@ -71,8 +72,17 @@ def test_centrings_are_those_of_the_symbols() -> None:
     assert centrings().tolist() == [by_letter[space_group(n).symbol[0]] for n in range(1, 231)]
 
 
-def test_general_position_alone_holds_any_multiple(rng: np.random.Generator | None = None) -> None:
+def test_general_position_alone_holds_any_multiple() -> None:
     for number in range(1, 231):
         group = occupation(number)
         general = group.multiplicity[-1]
         assert group.feasible((general, 2 * general, 3 * general)), number
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 6))
+@settings(max_examples=20)
+def test_the_table_of_all_groups_is_that_of_each(formula: list[int], units: int) -> None:
+    """It is computed once for groups whose primitive cells hold the same."""
+    groups = [occupation(number) for number in range(1, 231)]
+    expected = [group.feasible(tuple(n * units * group.n_centring for n in formula)) for group in groups]
+    assert feasible_groups(formula, units).tolist() == expected

@@ -83,12 +83,12 @@ def test_formulas_out_of_order_in_a_prefix(rules: Rules) -> None:
         (("Na1000Cl",), "1000 Na in the reduced formula"),
         (
             ("Na4Cl4", "P4/mmm", 3),
-            "Na4Cl4: no structure can have 3 formula units of NaCl in the primitive cell and 4 in the conventional cell",
+            "no structure can have 3 formula units of NaCl in the primitive cell and 4 in the conventional cell",
         ),
         (
             ("Na3Cl3", "Fm-3m"),
-            r"3 formula units of NaCl in the conventional cell in Fm-3m \(no. 225\); its Wyckoff positions hold 4, 8, 24, "
-            r".*which is 1, 2, 6, .*in the primitive one.*the units asked for fit Pm-3m",
+            r"3 formula units of NaCl in the conventional cell in Fm-3m \(no. 225\); its Wyckoff positions hold 4, 8, "
+            r"24, .*which is 1, 2, 6, .*in the primitive one.*the units asked for fit Pm-3m",
         ),
         (("CaTiO3", 225, 1), r"no structure can have 1 formula unit of CaTiO3 in the primitive cell in Fm-3m"),
         (("Na4Cl4", None, 3), "a conventional cell holds 1, 2, 3 or 4 times"),
