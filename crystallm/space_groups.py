@@ -52,7 +52,7 @@ class WyckoffPosition:
 
     def holds(self, frac: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
         """(..., 3) -> (...,) bool: whether points lie on this representative, within `tolerance` of a cell edge."""
-        delta = frac - self.coordinates(frac)
+        delta = frac - (frac @ self.affine.T + self.constant)
         return np.abs(delta - np.rint(delta)).max(axis=-1) <= tolerance
 
 

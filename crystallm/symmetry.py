@@ -142,7 +142,10 @@ def find_symmetric_sites(crystal: Crystal, symprec: float = SYMPREC_ANG) -> Symm
 
 def _identify(group: SpaceGroup, point: np.ndarray, multiplicity: int) -> tuple[int, np.ndarray]:
     """Index of the Wyckoff position that a point lies on, and the equivalent point on its first representative."""
-    images = wrap(group.rotations @ point + group.translations)  # (n_ops, 3)
+    general = group.wyckoff[-1]
+    if multiplicity == general.multiplicity:
+        return general.index, wrap(point)
+    images = group.rotations @ point + group.translations  # (n_ops, 3)
     for position in group.wyckoff:
         if position.multiplicity == multiplicity:
             holds = position.holds(images)
