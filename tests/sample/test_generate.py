@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Structure
+from safetensors.torch import save_file
+
+import crystallm
+from crystallm.canonical import AsymmetricUnit
+from crystallm.checks.filter import FilterConfig, run_filter
+from crystallm.checks.known import KnownCrystals
+from crystallm.model.checkpoint import model_info
+from crystallm.model.gpt import GPT
+from crystallm.records import CIFRecord, read_records
+from crystallm.sample.formulas import PromptError
+from crystallm.sample.generate import GenerateConfig, Generator, generate
+from crystallm.sample.report import run, summary, table
+from tokenizer import CIFTokenizer
+
+NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_gpt: GPT, tokenizer: CIFTokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_file(dict(random_gpt.named_parameters()), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model_info(random_gpt.config, tokenizer)))
+    return str(folder)
+
+
+def texts(records: list[CIFRecord]) -> list[str]:
+    return [record.text for record in records]
+
+
+def test_records(checkpoint: str) -> None:
+    records = generate("Na Cl", num=4, seed=0, model=checkpoint, space_group="F m -3 m", formula_units=1, device="cpu")
+    assert [record.id for record in records] == [f"gen-{k:06d}" for k in range(4)]
+    for k, record in enumerate(records):
+        unit = AsymmetricUnit.from_text(record.text)
+        assert (unit.reduced_formula, unit.group.symbol, unit.formula_units) == ("NaCl", "Fm-3m", 1)
+        assert unit.to_text() == record.text, "canonical to the last blank"
+        structure = Structure.from_str(record.cif, fmt="cif")
+        assert structure.composition.reduced_formula == "NaCl" and len(structure) == 8
+        assert record.prompt == "Na Cl" and record.scores["log_likelihood_nats"] < 0
+        assert record.scores["log_mask_mass_nats"] <= 0
+        tokens = len(record.text.split()) and record.scores["log_likelihood_per_token"]
+        assert record.scores["log_likelihood_nats"] < tokens < 0
+        provenance = record.provenance
+        assert (provenance["seed"], provenance["index"], provenance["prompt"]) == (0, k, "Na Cl")
+        assert len(provenance["model_hash"]) == 64 and provenance["generator"] == f"crystallm {crystallm.__version__}"
+        assert provenance["settings"]["constraints"] == "full" and provenance["settings"]["space_group"] == "F m -3 m"
+
+
+def test_crystallm_generate_is_the_same(checkpoint: str) -> None:
+    settings = {**NACL, "num": 2, "seed": 3, "model": checkpoint}
+    assert texts(crystallm.generate(**settings)) == texts(generate(config=GenerateConfig(**settings)))
+
+
+def test_seeds_batches_and_company_do_not_show(checkpoint: str) -> None:
+    settings = {**NACL, "num": 5, "model": checkpoint, "rules": "none"}
+    whole = texts(generate(seed=7, **settings))
+    assert texts(generate(seed=7, batch=2, **settings)) == whole
+    assert texts(generate(seed=8, **settings)) != whole
+    assert texts(generate(seed=7, **{**settings, "num": 3})) == whole[:3]
+    prompts = ("CsCl", "NaCl", "NaCl")
+    records = generate(seed=7, **{**settings, "prompt": prompts})
+    assert texts(records)[5:10] == whole, "another prompt before it changes nothing"
+    assert not set(texts(records)[10:]) & set(whole), "the same prompt again goes on"
+    assert [record.id for record in records][4:6] == ["gen-0000-000004", "gen-0001-000000"]
+    assert len({record.id for record in records}) == 15
+
+
+def test_a_fresh_seed_is_kept(checkpoint: str) -> None:
+    first, second = (generate(num=2, model=checkpoint, rules="none", **NACL) for _ in range(2))
+    assert texts(first) != texts(second)
+    seed = first[0].provenance["seed"]
+    assert texts(generate(num=2, model=checkpoint, rules="none", seed=seed, **NACL)) == texts(first)
+
+
+def test_all_that_is_drawn_comes_back(checkpoint: str) -> None:
+    """Random cells are mostly empty: the checks reject them, and each says why."""
+    records = generate("NaCl", num=20, seed=0, model=checkpoint, formula_units=2)
+    assert len(records) == 20
+    rejected = [record for record in records if record.rejected_by]
+    assert rejected and all(record.reason for record in rejected)
+    again, counts = run_filter(records, FilterConfig())
+    assert [record.rejected_by for record in again] == [record.rejected_by for record in records]
+    assert counts.n_valid + sum(counts.rejected_by.values()) == 20
+    text = summary(records)
+    assert text.startswith(f"kept {20 - len(rejected)} of 20")
+    assert all(name in text for name in Counter(record.rejected_by for record in rejected))
+
+
+def test_dead_ends_and_unfinished_ones_are_records(checkpoint: str) -> None:
+    crowded = "data_Cs\n_crystallm_primitive_formula_units 8\n_symmetry_space_group_name_H-M P-1\n_cell_length_a 3.00"
+    crowded += "\n_cell_length_b 3.00\n_cell_length_c 3.00"
+    records = generate(crowded, num=3, seed=0, model=checkpoint, restarts=1)
+    assert [record.rejected_by for record in records] == ["dead_end"] * 3 and all(record.reason for record in records)
+    long = generate("CaTiO3", num=2, seed=0, model=checkpoint, space_group=1, formula_units=90)
+    assert [record.rejected_by for record in long] == ["unfinished"] * 2
+    assert all(record.text.startswith("data_CaTiO3\n") for record in long)
+
+
+def test_until_valid(checkpoint: str) -> None:
+    settings = {**NACL, "seed": 0, "model": checkpoint, "until_valid": True}
+    records = generate(num=3, **settings)
+    valid = [record for record in records if record.rejected_by is None]
+    assert len(valid) == 3 and records[-1] is valid[-1] and len(records) > 3
+    assert [record.provenance["index"] for record in records] == list(range(len(records)))
+    assert texts(generate(num=3, batch=2, **settings)) == texts(records), "how many are drawn at a time does not show"
+    stopped = generate(num=3, max_draws=4, **settings)
+    assert texts(stopped) == texts(records)[:4]
+
+
+def test_unique(checkpoint: str) -> None:
+    """Greedy samples are all the same."""
+    settings = {**NACL, "num": 3, "seed": 0, "model": checkpoint, "temperature": 0.0, "rules": "none"}
+    records = generate(unique=True, **settings)
+    assert [record.rejected_by for record in records] == [None, "duplicate", "duplicate"]
+    assert records[2].reason == "the same crystal as gen-000000"
+
+
+@pytest.mark.parametrize("mode", ["none", "syntax"])
+def test_weaker_constraints(mode: str, checkpoint: str) -> None:
+    records = generate(num=3, seed=0, model=checkpoint, constraints=mode, **NACL)
+    assert len(records) == 3 and all(record.text.startswith("data_NaCl\n") for record in records)
+    assert all(record.rejected_by for record in records), "an untrained model writes no crystal by itself"
+
+
+def test_files(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = GenerateConfig(**NACL, num=6, seed=0, model=checkpoint, until_valid=True)  # type: ignore[arg-type]
+    for name in ("folder", "all.tar", "all.parquet"):
+        config = crystallm_replace(config, out=str(tmp_path / name))
+        records = run(config)
+        kept = [record for record in records if record.rejected_by is None]
+        written = list(read_records(tmp_path / name))
+        assert [(r.id, r.text, r.provenance) for r in written] == [(r.id, r.text, r.provenance) for r in kept]
+        printed = capsys.readouterr().out
+        assert f"kept 6 of {len(records)}" in printed and "seed 0" in printed and "known: -" in printed
+    run(crystallm_replace(config, out=str(tmp_path / "with_rejected"), keep_rejected=True))
+    assert len(list(read_records(tmp_path / "with_rejected"))) == len(records)
+
+
+def crystallm_replace(config: GenerateConfig, **changes: object) -> GenerateConfig:
+    from dataclasses import replace
+
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:
+    records = generate(num=2, seed=0, model=checkpoint, until_valid=True, **NACL)
+    valid = [record for record in records if record.rejected_by is None]
+    index = KnownCrystals.from_records([CIFRecord(id="mp-22862", cif="", text=valid[0].text)])
+    lines = table(valid, index.find).splitlines()
+    assert len(lines) == 4
+    unit, crystal = AsymmetricUnit.from_text(valid[0].text), valid[0].crystal
+    assert crystal is not None
+    cells = lines[2].split()
+    assert cells[:4] == ["gen-" + cells[0][4:], "NaCl", "Fm-3m", "(225)"] and cells[-1] == "mp-22862"
+    assert [float(x) for x in cells[4:7]] == list(unit.cell[:3])
+    volume = float(np.linalg.det(crystal.lattice)) / crystal.n_atoms
+    assert float(cells[11]) == pytest.approx(volume, abs=0.06)
+    assert float(cells[13]) == pytest.approx(min(unit.cell[0] / 2, unit.cell[0] / 2**0.5), abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"prompt": "NaXx"}, PromptError, "'Xx' is no element"),
+        (
+            {"prompt": "NaCl", "space_group": 225, "formula_units": 3},
+            PromptError,
+            "no structure can have 3 formula units",
+        ),
+        ({"num": 0}, ValueError, "num must be at least 1, got 0"),
+        ({"num": 5, "max_draws": 4}, ValueError, "max_draws must be at least num"),
+        ({"seed": -1}, ValueError, "seed must be from 0"),
+        ({"temperature": -1.0}, ValueError, "temperature must be"),
+        ({"constraints": "some"}, ValueError, "constraints must be none, syntax or full, got 'some'"),
+        ({"top_p": 2.0}, ValueError, "top_p"),
+        ({"restarts": -1}, ValueError, "restarts"),
+    ],
+)
+def test_bad_settings(settings: dict, error: type[Exception], message: str, checkpoint: str) -> None:
+    with pytest.raises(error, match=message):
+        generate(**{"model": checkpoint, **settings})
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+        generate("NaCl", model=str(tmp_path))
+
+
+def test_the_script(checkpoint: str, root: Path, tmp_path: Path) -> None:
+    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(root / "bin/sample.py"), "--model", checkpoint, "--device", "cpu", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    asked = ("--prompt", "Na Cl", "--space-group", "P m -3 m", "--formula-units", "1", "--num", "3")
+    done = script(*asked, "--seed", "1", "--out", "out", "--keep-rejected")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"kept \d of 3", done.stdout) and "seed 1" in done.stdout
+    assert len(list((tmp_path / "out").glob("*.cif"))) == 3
+    bad = script("--prompt", "NaXx")
+    assert bad.returncode == 2 and "'Xx' is no element; closest is" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_drawing_needs_no_crystal_library(checkpoint: str, root: Path, tmp_path: Path) -> None:
+    """Prompts, constraints and engine run where pymatgen, spglib and the like are not installed."""
+    program = """
+import sys
+for name in ("pymatgen", "spglib", "moyopy", "gemmi", "ase", "pandas", "pyarrow", "scipy", "wandb", "matplotlib"):
+    sys.modules[name] = None
+from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.engine import Engine, Job
+from crystallm.sample.prompts import begin, parse_prompt
+generator = Generator.load(sys.argv[1], "cpu")
+ids, new = begin(parse_prompt("NaCl", "Fm-3m", 1), generator.rules)
+engine = Engine(generator.model, generator.rules.grammar.slot_tokens)
+for sample in engine.run([Job(k, ids, new) for k in range(3)], seed=0):
+    print(sample.stopped, generator.tokenizer.decode(sample.ids).splitlines()[0])
+"""
+    command = [sys.executable, "-c", program, checkpoint]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.stdout.split() == ["end", "data_NaCl"] * 3, done.stderr
