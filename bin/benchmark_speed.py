@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from crystallm.canonical import CanonicalError, canonicalize
+from crystallm.asymmetric_unit import CanonicalError
+from crystallm.canonical import canonicalize
 from crystallm.checks.filter import FilterConfig, run_filter
 from crystallm.cif import parse_cif
 from crystallm.data.readers import read_sources

@@ -28,12 +28,12 @@ _MODULE_OF = {
 
 def canonicalize(cif_text: str) -> str:
     """The text that the model reads: descriptions of one crystal give one text. CIFError says why there is none."""
-    from crystallm import canonical, cif
+    from crystallm import asymmetric_unit, canonical, cif
 
     crystal, _ = cif.parse_cif(cif_text)
     try:
         return canonical.canonicalize(crystal).to_text()
-    except canonical.CanonicalError as err:
+    except asymmetric_unit.CanonicalError as err:
         reason = "bad_cell" if err.reason == "not_representable" else "bad_symmetry"
         raise cif.CIFError(reason, str(err)) from err
 

@@ -114,7 +114,7 @@ def is_canonical(text: str) -> bool:
 
 
 def _parse_canonical(text: str) -> tuple[Crystal, CIFHeader]:
-    from crystallm.canonical import AsymmetricUnit, CanonicalError  # a table that other CIFs do without
+    from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError  # a table that other CIFs do without
 
     try:
         unit = AsymmetricUnit.from_text(text)

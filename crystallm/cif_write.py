@@ -15,7 +15,7 @@ import numpy as np
 from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition
 
 if TYPE_CHECKING:
-    from crystallm.canonical import AsymmetricUnit
+    from crystallm.asymmetric_unit import AsymmetricUnit
     from crystallm.space_groups import SpaceGroup
 
 _PROVENANCE = "# crystallm.provenance."

@@ -158,7 +158,7 @@ def _read_targets(config: CSPConfig) -> tuple[list[tuple[str, Crystal]], dict[st
 
 def _crystal(record: CIFRecord) -> Crystal | None:
     """Of any sample that ended, valid or not."""
-    from crystallm.canonical import AsymmetricUnit, CanonicalError, to_primitive
+    from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
     from crystallm.symmetry import SymmetryError
 
     if record.rejected_by in ("dead_end", "unfinished"):
@@ -176,7 +176,8 @@ def _not_judged(record: CIFRecord) -> str | None:
 
 def _nats(crystals: Sequence[Crystal], generator: Generator) -> dict[str, float | int]:
     """Mean negative log-likelihood of the true structures, whole and after the formula, under the grammar softmax."""
-    from crystallm.canonical import CanonicalError, canonicalize
+    from crystallm.asymmetric_unit import CanonicalError
+    from crystallm.canonical import canonicalize
 
     tokenizer, model = generator.tokenizer, generator.model
     keyword = tokenizer.id("\n_crystallm_primitive_formula_units ")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crystallm.canonical import AsymmetricUnit
+from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.known import strip_conditions
 
 

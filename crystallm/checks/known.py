@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystallm.canonical import AsymmetricUnit, CanonicalError, canonicalize, to_primitive
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
+from crystallm.canonical import canonicalize
 from crystallm.cif import CIFError, parse_cif
 from crystallm.crystal import Crystal
 from crystallm.interop import to_structure

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from crystallm.canonical import AsymmetricUnit, to_primitive
+from crystallm.asymmetric_unit import AsymmetricUnit, to_primitive
 from crystallm.data.tables import write_table
 from crystallm.interop import to_structure
 from crystallm.parallel import Failure, map_processes

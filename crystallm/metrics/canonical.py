@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from crystallm.canonical import AsymmetricUnit, CanonicalError, canonicalize, to_primitive
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
+from crystallm.canonical import canonicalize
 from crystallm.cif import CIFError, parse_cif
 from crystallm.crystal import Crystal
 from crystallm.interop import to_structure

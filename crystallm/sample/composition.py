@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystallm.sample.occupation import centrings, feasible_groups, occupation
+from crystallm.sample.supergroups import can_escape
 
 # With space group and formula units both given but no formula, counts have to be searched for. The general position,
 # of at most 48 atoms in a primitive cell, bounds what has to be tried to find any formula at all.
@@ -34,7 +35,7 @@ def possible_groups(counts: tuple[int, ...], formula_units: int, request: Reques
         possible = possible & (centrings() * formula_units == request.conventional_units)
     if request.space_groups is not None:
         asked = np.zeros(len(possible), dtype=bool)
-        asked[np.array(request.space_groups) - 1] = True
+        asked[[number - 1 for number in request.space_groups if _holds(number, counts, formula_units)]] = True
         possible = possible & asked
     return possible
 
@@ -42,7 +43,7 @@ def possible_groups(counts: tuple[int, ...], formula_units: int, request: Reques
 @functools.lru_cache(maxsize=4096)
 def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> np.ndarray:
     """(largest,) bool: formula units in the primitive cell, from 1 on, for which some space group is left."""
-    candidates = np.array(_candidate_units(request, largest), dtype=np.int64)
+    candidates = np.array(candidate_units(request, largest), dtype=np.int64)
     possible = np.zeros(largest, dtype=bool)
     if request.space_groups is None or request.conventional_units is not None:
         possible[candidates - 1] = [possible_groups(counts, units, request).any() for units in candidates.tolist()]
@@ -63,7 +64,8 @@ def _units_held(number: int, counts: tuple[int, ...], largest: int) -> np.ndarra
     return np.array(held)
 
 
-def _candidate_units(request: Request, largest: int) -> list[int]:
+def candidate_units(request: Request, largest: int) -> list[int]:
+    """Formula units in the primitive cell that the request itself allows, whatever the group."""
     if request.formula_units is not None:
         return [request.formula_units] if request.formula_units <= largest else []
     if request.given_units is not None:
@@ -74,9 +76,18 @@ def _candidate_units(request: Request, largest: int) -> list[int]:
     return list(range(1, largest + 1))
 
 
+def _has_room(number: int, counts: tuple[int, ...], units: int) -> bool:
+    return occupation(number).feasible(_atoms(number, counts, units))
+
+
 def _holds(number: int, counts: tuple[int, ...], units: int) -> bool:
-    group = occupation(number)
-    return group.feasible(tuple(n * units * group.n_centring for n in counts))
+    """Whether sites of this group, and of no supergroup of it, can be these formula units."""
+    return _has_room(number, counts, units) and can_escape(number, _atoms(number, counts, units))
+
+
+def _atoms(number: int, counts: tuple[int, ...], units: int) -> tuple[int, ...]:
+    """In the conventional cell."""
+    return tuple(count * units * occupation(number).n_centring for count in counts)
 
 
 class Formula:
@@ -129,7 +140,7 @@ def _is_restricted(request: Request) -> bool:
 
 @functools.lru_cache(maxsize=100_000)
 def _complete(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
-    return not left and math.gcd(*counts) == 1 and _fits(counts, request)
+    return not left and math.gcd(*counts) == 1 and _fits(counts, request, True)
 
 
 def _completable(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
@@ -139,7 +150,7 @@ def _completable(counts: tuple[int, ...], left: int | None, request: Request) ->
 @functools.lru_cache(maxsize=100_000)
 def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
     """Whether one more element, or as many as have to come, can make it a whole formula."""
-    if left == 0 or not _fits(counts, request):
+    if left == 0 or not _fits(counts, request, False):
         return False
     if not _is_restricted(request):
         return True
@@ -150,7 +161,9 @@ def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> 
     return any(_complete(more, 0, request) for more in longer) or any(_extendable(more, 1, request) for more in longer)
 
 
-def _fits(counts: tuple[int, ...], request: Request) -> bool:
+def _fits(counts: tuple[int, ...], request: Request, is_whole: bool) -> bool:
+    """Whether the groups asked for hold these elements. Only of a whole formula is it asked that no supergroup does."""
     if not counts or request.space_groups is None or request.formula_units is None:
         return True
-    return any(_holds(number, counts, request.formula_units) for number in request.space_groups)
+    test = _holds if is_whole else _has_room
+    return any(test(number, counts, request.formula_units) for number in request.space_groups)

@@ -19,7 +19,7 @@ from crystallm.sample.composition import Formula, Request, possible_groups, poss
 from crystallm.sample.contacts import Contacts, Orbit, orbit
 from crystallm.sample.occupation import Occupation, occupation
 from crystallm.sample.rules import Rules
-from crystallm.sample.supergroups import has_supergroup
+from crystallm.sample.supergroups import all_maps, can_escape, surviving
 from tokenizer.elements import ATOMIC_NUMBERS, ELEMENT_ORDER
 
 FORCED = -1  # slot of a token that the grammar leaves no choice about
@@ -173,7 +173,8 @@ class Full(Syntax):
         self.left: list[int] = []  # atoms of the conventional cell still to be placed, by element of the formula
         self.element = 0  # of the current site
         self.first_letter = 0  # letters of one element do not descend
-        self.letters: list[list[int]] = []  # of the sites, by element
+        self.used: tuple[int, ...] = ()  # letters of this element so far, each once
+        self.maps = 0  # operations outside the group that the elements before it have not ruled out
         # The current site
         self.site: Orbit
         self.letter = 0
@@ -205,7 +206,7 @@ class Full(Syntax):
         self.number = self.rules.group_of[token]
         self.occupation, self.cell = occupation(self.number), cell_rules(self.number)
         self.left = [count * self.formula_units * self.occupation.n_centring for count in self.counts]
-        self.letters = [[] for _ in self.counts]
+        self.maps = all_maps(self.number)
         numbers = np.array([ATOMIC_NUMBERS[ELEMENT_ORDER[rank]] for rank in self.formula.ranks])
         if self.min_distance_ang is None:
             self.allowed_ang = min_allowed_distance(numbers[:, None], numbers)
@@ -257,17 +258,21 @@ class Full(Syntax):
         letters = self.occupation.letters(tuple(self.left[self.element :]), self.first_letter, own, others)
         mask = np.zeros(len(self.rules.letter_tokens), dtype=bool)
         mask[list(letters)] = True
-        if not later:
-            mask[[letter for letter in letters if self._is_of_supergroup(letter)]] = False
-            if letters and not mask.any():
-                raise DeadEnd("sites on the Wyckoff positions left have a higher symmetry than the space group")
+        higher = [letter for letter in letters if not self._can_escape(letter, own, others)]
+        mask[higher] = False
+        if higher and len(higher) == len(letters):
+            raise DeadEnd(f"any site of {self._symbol()} brings about a higher symmetry than the space group's")
         return self._masked(slot, mask, f"no Wyckoff position is left for {self._symbol()}")
 
-    def _is_of_supergroup(self, letter: int) -> bool:
-        """Whether the structure ends with a site on this position and then has more symmetry than its group."""
-        if self.occupation.multiplicity[letter] < self.left[self.element]:
-            return False
-        return has_supergroup(self.number, [*self.letters[:-1], [*self.letters[-1], letter]])
+    def _can_escape(self, letter: int, own: int, others: int) -> bool:
+        """Whether the structure can be completed without supergroup after a site on this position."""
+        if surviving(self.number, self.maps, self.used, False) == 0:
+            return True
+        if self.occupation.is_point[letter]:
+            own, others = own | 1 << letter, others | 1 << letter
+        left = (self.left[self.element] - self.occupation.multiplicity[letter], *self.left[self.element + 1 :])
+        used = tuple(sorted({*self.used, letter}))
+        return can_escape(self.number, left, letter, own, others, used, self.maps)
 
     def _read_letter(self, token: int, axis: int) -> None:
         self.letter = self.rules.letter_of[token]
@@ -285,12 +290,12 @@ class Full(Syntax):
         if axis in self.site.position.free_axes:
             self.frac[axis] = self.rules.coordinate_of[token] / self.rules.n_values
         if axis == 2:
-            self.letters[self.element].append(self.letter)
             self.contacts.place(self.site, self.frac, self.element)
             self.left[self.element] -= self.site.position.multiplicity
-            self.first_letter = self.letter
+            self.first_letter, self.used = self.letter, tuple(sorted({*self.used, self.letter}))
             if self.left[self.element] == 0:
-                self.element, self.first_letter = self.element + 1, 0
+                self.maps = surviving(self.number, self.maps, self.used, True)
+                self.element, self.first_letter, self.used = self.element + 1, 0, ()
 
     def _symbol(self) -> str:
         return ELEMENT_ORDER[self.formula.ranks[self.element]]

@@ -158,7 +158,7 @@ class Generator:
 
     def record(self, sample: Sample, series: _Series, k: int, config: GenerateConfig) -> CIFRecord:
         """The sample as text, full CIF and provenance, or with the reason why it has no end."""
-        from crystallm.canonical import AsymmetricUnit, CanonicalError
+        from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError
         from crystallm.cif import write_cif
         from crystallm.records import CIFRecord
 

@@ -55,8 +55,18 @@ class Occupation:
         key = (counts, start, own, others)
         found = self._letters.get(key)
         if found is None:
-            found = self._letters[key] = tuple(i for i in range(start, len(self.multiplicity)) if self._fits(i, *key))
+            letters = range(start, len(self.multiplicity))
+            found = self._letters[key] = tuple(i for i in letters if self.fits(i, counts, own, others))
         return found
+
+    def fits(self, letter: int, counts: Ints, own: int = 0, others: int = 0) -> bool:
+        """Whether the next site may have this letter, as far as the rest can then be placed."""
+        left = counts[0] - self.multiplicity[letter]
+        if left < 0 or own >> letter & 1:
+            return False
+        if self.is_point[letter]:  # now nobody may take it
+            own, others = own | 1 << letter, others | 1 << letter
+        return self.feasible((left, *counts[1:]), letter, own, others)
 
     def feasible(self, counts: Ints, start: int = 0, own: int = 0, others: int = 0) -> bool:
         """Whether some choice of sites holds all atoms."""
@@ -69,14 +79,6 @@ class Occupation:
                     (shared if for_others else exclusive)[k] += 1
         split = _Split(self._free(start, own), tuple(exclusive), tuple(shared), self._free(0, others))
         return self._split(counts[0], tuple(sorted(counts[1:])), tuple(available), split, 0)
-
-    def _fits(self, letter: int, counts: Ints, start: int, own: int, others: int) -> bool:
-        left = counts[0] - self.multiplicity[letter]
-        if left < 0 or own >> letter & 1:
-            return False
-        if self.is_point[letter]:  # now nobody may take it
-            own, others = own | 1 << letter, others | 1 << letter
-        return self.feasible((left, *counts[1:]), letter, own, others)
 
     def _free(self, start: int, closed: int) -> Ints:
         """Multiplicities of the positions that can be taken again and again."""

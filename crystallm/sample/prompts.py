@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 
 from crystallm.crystal import Crystal, formula_text, reduce_composition
-from crystallm.sample.composition import Request, possible_groups, possible_units
+from crystallm.sample.composition import Request, candidate_units, possible_groups, possible_units
 from crystallm.sample.constraints import Constraint, DeadEnd, Free, Full, Syntax
 from crystallm.sample.formulas import PromptError, parse_chemical_system, parse_formula
-from crystallm.sample.occupation import centrings
+from crystallm.sample.occupation import N_GROUPS, centrings
 from crystallm.sample.rules import Rules
 from crystallm.space_groups import SpaceGroupError, space_group_number, space_group_symbols
 from tokenizer import GrammarError
@@ -245,9 +245,8 @@ def _alternatives(counts: tuple[int, ...], request: Request) -> str:
 
 def _groups_with(counts: tuple[int, ...], request: Request) -> np.ndarray:
     """Indices of the groups that hold what is asked for, were the group left open."""
-    free = replace(request, space_groups=None)
-    units = np.flatnonzero(possible_units(counts, free, _MAX_COUNT)) + 1
-    possible = [possible_groups(counts, n, free) for n in units.tolist()[:4]]
+    free = replace(request, space_groups=tuple(range(1, N_GROUPS + 1)))
+    possible = [possible_groups(counts, units, free) for units in candidate_units(request, _MAX_COUNT)]
     return np.flatnonzero(np.any(possible, axis=0)) if possible else np.zeros(0, dtype=int)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crystallm.canonical import AsymmetricUnit
+from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator

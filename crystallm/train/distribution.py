@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +63,8 @@ class Processes:
 
 def start_processes(device: Device = "auto", threads: int | None = None) -> Processes:
     """Join the processes that torchrun started (or be alone) and choose this one's device."""
+    # oneDNN keeps a kernel for each shape of a matrix product, and no two batches have the same shape.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if threads is not None:
         torch.set_num_threads(threads)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -97,6 +101,25 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def _cpu_multiplies_bf16() -> bool:
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check and check()) or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def release_memory() -> None:
+    """Hand freed memory back to the system, where the C library is glibc; elsewhere do nothing.
+
+    Tensors of ever-changing shapes leave gaps behind: after 100 steps of a small model in bfloat16, 1.8 GB are held
+    where 0.6 are in use.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return None
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

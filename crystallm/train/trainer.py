@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from crystallm.train.checkpoint import find_checkpoint, read_config, read_tensors, write_checkpoint
-from crystallm.train.distribution import Device, Dtype, Processes, autocast, pick_dtype
+from crystallm.train.distribution import Device, Dtype, Processes, autocast, pick_dtype, release_memory
 from crystallm.train.metrics import MetricsLog, WandbMode, plot_loss
 from crystallm.train.optimizer import (
     MovingAverage,
@@ -176,6 +176,7 @@ class Trainer:
             self.step += 1
             if self.step % config.log_every == 0:
                 self._log_training(window, rate)
+                release_memory()
             if self.step % config.eval_every == 0:
                 pause = time.perf_counter()
                 self._evaluate()

@@ -5,7 +5,8 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from crystallm.canonical import AsymmetricUnit, CanonicalError, canonicalize, to_primitive
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
+from crystallm.canonical import canonicalize
 from crystallm.crystal import Crystal, lattice_from_parameters
 from crystallm.space_groups import space_group
 from crystallm.symmetry import find_space_group

@@ -18,7 +18,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.io.cif import CifParser
 
 from crystallm import cif_symmetry
-from crystallm.canonical import AsymmetricUnit, Site
+from crystallm.asymmetric_unit import AsymmetricUnit, Site
 from crystallm.cif import (
     MAX_ATOMS,
     REASONS,

@@ -63,7 +63,7 @@ def test_round_trip_is_checked(rock_salt, monkeypatch):
 
 
 def _unit(rock_salt):
-    from crystallm.canonical import AsymmetricUnit, Site
+    from crystallm.asymmetric_unit import AsymmetricUnit, Site
 
     sites = (Site("Na", "a", (0.0, 0.0, 0.0)), Site("Cl", "b", (0.5, 0.5, 0.5)))
     return AsymmetricUnit((("Na", 1), ("Cl", 1)), 1, 225, (5.64, 5.64, 5.64, 90.0, 90.0, 90.0), sites)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from crystallm.canonical import AsymmetricUnit, Site, canonicalize
+from crystallm.asymmetric_unit import AsymmetricUnit, Site
+from crystallm.canonical import canonicalize
 from crystallm.data.dedup import Entry, Family, duplicate_texts, families, matches_in_family
 from crystallm.interop import to_structure
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pymatgen.io.cif import CifFile, CifParser
 
-from crystallm.canonical import AsymmetricUnit, canonicalize
+from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.canonical import canonicalize
 from crystallm.cif import parse_cif, write_cif
 from crystallm.geometry import distance_violations
 from crystallm.sample.composition import Request, possible_units

@@ -13,14 +13,14 @@ from pymatgen.core import Structure
 from safetensors.torch import save_file
 
 import crystallm
-from crystallm.canonical import AsymmetricUnit
+from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterConfig, run_filter
 from crystallm.checks.known import KnownCrystals
 from crystallm.model.checkpoint import model_info
 from crystallm.model.gpt import GPT
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
-from crystallm.sample.generate import GenerateConfig, Generator, generate
+from crystallm.sample.generate import GenerateConfig, generate
 from crystallm.sample.report import run, summary, table
 from tokenizer import CIFTokenizer
 

@@ -87,9 +87,10 @@ def test_formulas_out_of_order_in_a_prefix(rules: Rules) -> None:
         ),
         (
             ("Na3Cl3", "Fm-3m"),
-            r"3 formula units of NaCl in the conventional cell in Fm-3m \(no. 225\); its Wyckoff positions hold 4, 8, "
-            r"24, .*which is 1, 2, 6, .*in the primitive one.*the units asked for fit Pm-3m",
+            r"3 formula units of NaCl in the conventional cell in Fm-3m \(no. 225\); its Wyckoff positions hold 4, 24, "
+            r"28, .*which is 1, 6, 7, .*in the primitive one.*the units asked for fit Pm-3m",
         ),
+        (("NaCl", "P432", 1), r"in P432 \(no. 207\); its .* hold 24, .*; the units asked for fit Fm-3m, Pm-3m, F-43m"),
         (("CaTiO3", 225, 1), r"no structure can have 1 formula unit of CaTiO3 in the primitive cell in Fm-3m"),
         (("Na4Cl4", None, 3), "a conventional cell holds 1, 2, 3 or 4 times"),
     ],

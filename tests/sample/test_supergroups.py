@@ -1,10 +1,13 @@
 """The table against spglib: structures with random coordinates and random cells."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from crystallm.crystal import Crystal, lattice_from_parameters
-from crystallm.sample.supergroups import has_supergroup
+from crystallm.sample.occupation import occupation
+from crystallm.sample.supergroups import can_escape, has_supergroup
 from crystallm.space_groups import space_group
 from crystallm.symmetry import find_space_group
 
@@ -49,3 +52,30 @@ def test_as_spglib_finds(number):
             assert found != number
         elif not group.normaliser.polar.any():  # along a polar axis the table leaves out what depends on the origin
             assert found == number, letters
+
+
+@pytest.mark.parametrize("number", [47, 99, 123, 156, 166, 191, 200, 207, 215, 216, 217, 221, 225, 229])
+def test_escape_equals_trying_every_choice(number):
+    """Two and three elements with one to four atoms each in the primitive cell."""
+    group = occupation(number)
+
+    def choices(count, start, taken):
+        if count == 0:
+            yield (), taken
+        for letter in range(start, len(group.multiplicity)):
+            if group.multiplicity[letter] <= count and not taken >> letter & 1:
+                after = taken | 1 << letter if group.is_point[letter] else taken
+                for more, last in choices(count - group.multiplicity[letter], letter, after):
+                    yield (letter, *more), last
+
+    def escapes(counts, letters=(), taken=0):
+        if not counts:
+            return not has_supergroup(number, letters)
+        return any(escapes(counts[1:], (*letters, sites), last) for sites, last in choices(counts[0], 0, taken))
+
+    for counts in itertools.product((1, 2, 3, 4), (1, 2, 3)):
+        atoms = tuple(count * group.n_centring for count in counts)
+        assert (group.feasible(atoms) and can_escape(number, atoms)) == escapes(atoms), counts
+    for counts in ((1, 1, 1), (1, 1, 3), (2, 2, 1)):
+        atoms = tuple(count * group.n_centring for count in counts)
+        assert (group.feasible(atoms) and can_escape(number, atoms)) == escapes(atoms), counts
