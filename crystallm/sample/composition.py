@@ -26,6 +26,7 @@ class Request:
     formula_units: int | None = None  # in the primitive cell
     conventional_units: int | None = None  # in the conventional cell; asked only together with a formula
     given_units: int | None = None  # in some cell, primitive or not: the primitive cell's number divides it
+    is_open: bool = False  # the prompt states no formula
 
 
 def possible_groups(counts: tuple[int, ...], formula_units: int, request: Request) -> np.ndarray:
@@ -55,12 +56,18 @@ def possible_units(counts: tuple[int, ...], request: Request, largest: int) -> n
 
 @functools.lru_cache(maxsize=4096)
 def _units_held(number: int, counts: tuple[int, ...], largest: int) -> np.ndarray:
-    """(largest,) bool: formula units, from 1 on, that a group holds."""
+    """(largest,) bool: formula units, from 1 on, that a group holds.
+
+    Where n fit, n and a period more do, on general positions. Besides the general one there are at most seven
+    multiplicities, and sites of one that together hold a general position's atoms can be exchanged for it: what fits at
+    all, modulo the period, fits within ten.
+    """
     group = occupation(number)
-    period = group.multiplicity[-1] // group.n_centring  # where n units fit, so do n and general positions besides
+    period = group.multiplicity[-1] // group.n_centring
     held: list[bool] = []
     for units in range(1, largest + 1):
-        held.append((units > period and held[units - period - 1]) or _holds(number, counts, units))
+        fits_before = units > period and held[units - period - 1]
+        held.append(fits_before or (units <= 10 * period and _holds(number, counts, units)))
     return np.array(held)
 
 
@@ -134,8 +141,8 @@ class Formula:
 
 
 def _is_restricted(request: Request) -> bool:
-    """With only one of the two given, the other can always be chosen so that the sites fit: P1, or enough units."""
-    return request.space_groups is not None and request.formula_units is not None
+    """Whether counts have to be searched for. With one of the two left open, it can fit them: P1, or enough units."""
+    return request.is_open and request.space_groups is not None and request.formula_units is not None
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -163,7 +170,8 @@ def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> 
 
 def _fits(counts: tuple[int, ...], request: Request, is_whole: bool) -> bool:
     """Whether the groups asked for hold these elements. Only of a whole formula is it asked that no supergroup does."""
-    if not counts or request.space_groups is None or request.formula_units is None:
+    if not counts or not _is_restricted(request):
         return True
+    assert request.space_groups is not None and request.formula_units is not None
     test = _holds if is_whole else _has_room
     return any(test(number, counts, request.formula_units) for number in request.space_groups)

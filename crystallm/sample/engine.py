@@ -134,6 +134,8 @@ class Engine:
     ) -> None:
         states = hidden[[state for state, *_ in (*forced, *drawn)]]
         logits = (states @ self._vectors[slot].T).float()  # (n_forced + n_drawn, tokens of the slot)
+        if logits.device.type == "mps":
+            logits = logits.cpu()  # float64, which the draw needs, does not exist there
         total = logits.logsumexp(dim=-1)
         if forced:
             index = self._index[slot, [row.ids[position] for _, row, position in forced]]
@@ -149,11 +151,11 @@ class Engine:
         if any(mask is not None for mask in masks):
             everything = np.ones(logits.shape[1], dtype=bool)
             stacked = np.stack([everything if mask is None else mask for mask in masks])
-            allowed = logits.masked_fill(~torch.from_numpy(stacked).to(self.device), -torch.inf)
+            allowed = logits.masked_fill(~torch.from_numpy(stacked).to(logits.device), -torch.inf)
             log_masses = (allowed.logsumexp(dim=-1) - total).tolist()
         uniforms = None
         if not draw.is_greedy:
-            uniforms = torch.tensor([row.uniform() for _, row in drawn], dtype=torch.float64, device=self.device)
+            uniforms = torch.tensor([row.uniform() for _, row in drawn], dtype=torch.float64, device=logits.device)
         picks = choose(allowed, uniforms, draw)  # (n_drawn,)
         log_probs = logits.gather(1, picks[:, None])[:, 0] - total
         tokens = self.slot_tokens[slot][picks.cpu().numpy()].tolist()

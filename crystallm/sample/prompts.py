@@ -71,9 +71,10 @@ def parse_prompt(
     else:
         conditions = ""
     if not text:
-        return Prompt(source, f"{conditions}data_", request)
+        return Prompt(source, f"{conditions}data_", replace(request, is_open=True))
     if re.search(r"[A-Za-z]\s*-", text):
-        return Prompt(source, f"{conditions}data_", replace(request, elements=parse_chemical_system(text)))
+        elements = parse_chemical_system(text)
+        return Prompt(source, f"{conditions}data_", replace(request, elements=elements, is_open=True))
     return _formula_prompt(source, conditions, parse_formula(text), request)
 
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crystallm.sample.composition import Request, possible_units
 from crystallm.sample.occupation import centrings, feasible_groups, occupation
+from crystallm.sample.supergroups import can_escape
 from crystallm.space_groups import space_group
 
 
@@ -86,3 +88,13 @@ def test_the_table_of_all_groups_is_that_of_each(formula: list[int], units: int)
     groups = [occupation(number) for number in range(1, 231)]
     expected = [group.feasible(tuple(n * units * group.n_centring for n in formula)) for group in groups]
     assert feasible_groups(formula, units).tolist() == expected
+
+
+@pytest.mark.parametrize("number", [14, 47, 136, 166, 194, 205, 221, 225, 227, 230])
+def test_formula_units_beyond_ten_periods_repeat(number: int) -> None:
+    for formula in ((1,), (1, 1), (2, 3), (1, 1, 3), (1, 2, 4), (3, 2, 12)):
+        held = possible_units(formula, Request(space_groups=(number,)), 999)
+        group = occupation(number)
+        for units in [*range(1, 30), *range(480, 999, 37)]:
+            atoms = tuple(n * units * group.n_centring for n in formula)
+            assert held[units - 1] == (group.feasible(atoms) and can_escape(number, atoms)), (formula, units)

@@ -87,7 +87,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(root: Path, shards: 
         assert [loss for _, loss in one] == pytest.approx([loss for _, loss in two], rel=1e-5)
 
 
-@pytest.mark.multi_process
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_other_models_weights(root: Path, shards: Path, tmp_path: Path):
     run(command(root, shards, tmp_path / "base", "train.max_steps=60", "train.eval_every=20"))
     tuned = [f"init_from={tmp_path / 'base'}", "model.n_embd=64", "train.max_steps=10", "train.eval_every=5"]
@@ -98,6 +98,7 @@ def test_fine_tuning_starts_from_the_other_models_weights(root: Path, shards: Pa
     assert curve(tmp_path / "tuned")[0][1] < 0.8 * curve(tmp_path / "base")[0][1]
 
 
+@pytest.mark.slow
 def test_wandb_offline_needs_no_account(root: Path, shards: Path, tmp_path: Path):
     pytest.importorskip("wandb")
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
