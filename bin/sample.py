@@ -28,7 +28,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig]:
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
     parser.add_argument("--max-draws", type=int, help="give up then (default 20 NUM)")
     parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one")
-    parser.add_argument("--rules", default="default", help="checks: default, crystallm, cdvae or none")
+    parser.add_argument("--rules", choices=("default", "crystallm", "cdvae", "none"), default="default", help="checks")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--out", help="folder, .tar or .parquet")
     parser.add_argument("--model", help="checkpoint folder; left out: the bundled model")

@@ -73,7 +73,7 @@ def describe(sites: SymmetricSites) -> AsymmetricUnit:
         counts[symbol] = counts.get(symbol, 0) + multiplicity[position.letter]
     formula, units = reduce_composition(counts)
     assert units % group.n_centring == 0
-    cell = _tied_cell(group, _round_cell(metric[None])[0])
+    cell = _tied_cell(group, metric)
     if not (all(1.0 <= x < 100.0 for x in cell[:3]) and all(10.0 <= x <= 170.0 for x in cell[3:])):
         raise CanonicalError(
             "not_representable", f"cell {cell} leaves the vocabulary: lengths 1.00-99.99 Å, angles 10.0-170.0°"
@@ -87,31 +87,35 @@ def _round(values: np.ndarray, steps: int) -> np.ndarray:
     return np.floor(values * steps + 0.5 + _GUARD).astype(np.int64)
 
 
-def _round_cell(metric: np.ndarray) -> np.ndarray:
-    """(n, 3, 3) metrics, Å² -> (n, 6) lengths in 0.01 Å and angles in 0.1°."""
-    lengths = np.sqrt(np.diagonal(metric, axis1=1, axis2=2))  # (n, 3)
+def _cell_parameters(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 3, 3) metrics, Å² -> lengths (n, 3) in Å and angles (n, 3) in degrees."""
+    lengths = np.sqrt(np.diagonal(metric, axis1=1, axis2=2))
     i, j = np.array([1, 0, 0]), np.array([2, 2, 1])
     cosines = metric[:, i, j] / (lengths[:, i] * lengths[:, j])
-    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    return np.concatenate([_round(lengths, LENGTH_STEPS), _round(angles, ANGLE_STEPS)], axis=1)
+    return lengths, np.degrees(np.arccos(np.clip(cosines, -1, 1)))
 
 
-def _tied_cell(group: SpaceGroup, rounded: np.ndarray) -> tuple[float, float, float, float, float, float]:
-    lengths = (rounded[:3] / LENGTH_STEPS).tolist()
+def _tied_cell(group: SpaceGroup, metric: np.ndarray) -> tuple[float, float, float, float, float, float]:
+    """Rounded, and exact where the crystal system says what a length or an angle is."""
+    lengths, angles = (values[0] for values in _cell_parameters(metric[None]))
+    a_b_c = (_round(lengths, LENGTH_STEPS) / LENGTH_STEPS).tolist()
     for i, j in group.ties.equal_lengths:
-        lengths[i] = lengths[j]
-    angles = [
-        tied if tied is not None else value
-        for tied, value in zip(group.ties.angles, (rounded[3:] / ANGLE_STEPS).tolist(), strict=True)
-    ]
-    return lengths[0], lengths[1], lengths[2], angles[0], angles[1], angles[2]
+        a_b_c[i] = a_b_c[j]
+    rounded = (_round(angles, ANGLE_STEPS) / ANGLE_STEPS).tolist()
+    alpha, beta, gamma = (
+        value if tied is None else tied for tied, value in zip(group.ties.angles, rounded, strict=True)
+    )
+    return a_b_c[0], a_b_c[1], a_b_c[2], alpha, beta, gamma
 
 
 def _cell_keys(metric: np.ndarray) -> np.ndarray:
     """(n, 3, 3) -> (n, 9) integers that rule (1) compares from left to right."""
-    cells = _round_cell(metric)
-    right = 90 * ANGLE_STEPS
-    return np.concatenate([cells[:, :3], np.abs(cells[:, 3:] - right), cells[:, 3:] < right], axis=1)
+    lengths, angles = _cell_parameters(metric)
+    # 62.85° and 117.15° are one distance from 90°, also where rounding to 0.1° would take them apart.
+    off_right = angles - 90.0
+    return np.concatenate(
+        [_round(lengths, LENGTH_STEPS), _round(np.abs(off_right), ANGLE_STEPS), off_right < -0.5 / ANGLE_STEPS], axis=1
+    )
 
 
 def _smallest_rows(keys: np.ndarray) -> np.ndarray:

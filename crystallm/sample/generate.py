@@ -260,10 +260,12 @@ def _load(folder: str, device: str, stamps: tuple[tuple[str, int], ...]) -> Gene
 
 
 def pick_device(name: str) -> torch.device:
+    """auto: CUDA, else MPS, else the CPU. ValueError for a device that is not there."""
     import torch
 
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
+    if not has.get(name.split(":")[0], False):
+        raise ValueError(f"no device {name!r} here; there are auto, {', '.join(kind for kind in has if has[kind])}")
+    return torch.device(name)

@@ -98,7 +98,7 @@ def plot_loss(metrics: Path, picture: Path, name: str) -> None:
     left.legend()
     for key in val[-1] if val else ():
         points = [(r["step"], r[key]) for r in val if isinstance(r.get(key), (int, float))]
-        if key not in ("step", "learning_rate") and not key.startswith("nats_per_") and "/" not in key:
+        if points and key not in ("step", "learning_rate") and not key.startswith("nats_per_") and "/" not in key:
             right.plot(*zip(*points, strict=True), "o-", ms=2, lw=0.8, label=key)
     right.set(xlabel="step", ylabel="validation, mean of each part")
     if val:
