@@ -7,13 +7,14 @@ Fine-tuning: init_from=<checkpoint> data.path=<shards>; the model's shape and vo
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 import crystallm
-from crystallm.config import load_config, to_dict, to_yaml
+from crystallm.config import ConfigError, load_config, to_dict, to_yaml
 from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
@@ -73,4 +74,8 @@ def main(config: RunConfig) -> str:
 
 
 if __name__ == "__main__":
-    main(load_config(RunConfig))
+    try:
+        run = load_config(RunConfig)
+    except (ConfigError, FileNotFoundError) as err:
+        sys.exit(f"train: {err}")
+    main(run)

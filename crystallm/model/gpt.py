@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crystallm.model.batch import Batch, make_batch
-from crystallm.model.cache import KVCache
 from crystallm.model.embedding import Table, TokenEmbedding
 from crystallm.model.tokens import LossKind, TokenSpec
 
@@ -81,14 +80,8 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(
-        self,
-        x: Tensor,  # (B, T, C)
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        mask: Tensor | None = None,  # (B, 1, T, S)
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         qk, v = qkv.split([2, 1])
@@ -97,11 +90,7 @@ class Attention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, *rotation)
         (q, k), v = qk.unbind(), v.squeeze(0)  # (B, H, T, D) each
-        if cache is None:
-            y = causal_attention(q, k, v)
-        else:
-            k, v = cache.append(layer, k, v)  # (B, H, S, D)
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask).to(x.dtype)
+        y = causal_attention(q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -140,15 +129,8 @@ class Block(nn.Module):
         self.ln_2, self.mlp = make_norm(config), MLP(config)
         self.dropout = config.dropout
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        x = x + F.dropout(self.attn(self.ln_1(x), rotation, cache, layer, mask), self.dropout, self.training)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + F.dropout(self.attn(self.ln_1(x), rotation), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
@@ -223,44 +205,24 @@ class GPT(nn.Module):
         self._table = table
         return self
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
-        n_new: Tensor | None = None,
-    ) -> Tensor:
-        """Token ids (B, T) -> hidden states after the last norm (B, T, n_embd).
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> hidden states after the last norm (B, T, n_embd). With a cache: sample/decoder.py."""
+        return self.ln_f(self.hidden(F.embedding(ids, self.table())))
 
-        With a cache the tokens stand behind those already read, each row at its own length; row b uses the first
-        n_new[b] columns, default all. What pads a row gives states without meaning and leaves no trace.
-        """
-        mask = None
-        if cache is not None:
-            own_positions, mask = cache.begin(ids.shape[1], n_new)
-            positions = own_positions if positions is None else positions
-        x = self.hidden(F.embedding(ids, self.table()), positions, cache, mask)
-        if cache is not None:
-            cache.end()
-        return self.ln_f(x)
-
-    def hidden(
-        self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
         """Token vectors (B, T, C) -> residual stream before the last norm (B, T, C)"""
         T, block_size = x.shape[1], self.config.block_size
-        if cache is None and block_size < T:
+        if block_size < T:
             raise ValueError(f"{T} tokens exceed block_size={block_size}")
         x = x.float() if torch.is_autocast_enabled(x.device.type) else x  # the residual stream stays in float32
         rotation = None
         if self.wpe is not None:
-            x = x + (self.wpe.weight[:T] if positions is None else self.wpe(positions))
+            x = x + self.wpe.weight[:T]
         else:
-            cos, sin = (self.cos[:T], self.sin[:T]) if positions is None else (self.cos[positions], self.sin[positions])
             dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-            rotation = cos.unsqueeze(-3).to(dtype), sin.unsqueeze(-3).to(dtype)  # ([B,] 1, T, D / 2)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, cache, layer, mask)
+            rotation = self.cos[:T].to(dtype), self.sin[:T].to(dtype)  # (T, D / 2) each
+        for block in self.blocks:
+            x = block(x, rotation)
         return x
 
     def loss(self, batch: Batch) -> Loss:
