@@ -77,7 +77,7 @@ def summary(records: Sequence[CIFRecord]) -> str:
     again = sum(record.provenance.get("restarts", 0) for record in records)
     lines = [
         f"kept {len(records) - counts.total()} of {len(records)}"
-        + (f"; {again} dead ends drawn again" if again else "")
+        + (f"; dead ends drawn again: {again}" if again else "")
     ]
     for name, count in counts.most_common():
         first = next(record for record in records if record.rejected_by == name)

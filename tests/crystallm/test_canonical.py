@@ -8,6 +8,7 @@ from pymatgen.core import Lattice, Structure
 from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
 from crystallm.canonical import canonicalize
 from crystallm.crystal import Crystal, lattice_from_parameters
+from crystallm.metrics.canonical import describe_anew
 from crystallm.space_groups import space_group
 from crystallm.symmetry import find_space_group
 
@@ -39,19 +40,6 @@ def from_structure(structure):
 
 def to_structure(crystal):
     return Structure(crystal.lattice, crystal.atomic_numbers, crystal.frac_coords)
-
-
-def described_anew(crystal, rng):
-    """The same crystal in another basis, origin, orientation and order."""
-    while True:
-        basis = rng.integers(-1, 2, (3, 3))
-        if round(abs(np.linalg.det(basis))) == 1:
-            break
-    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    rotation *= np.linalg.det(rotation)
-    order = rng.permutation(crystal.n_atoms)
-    frac = crystal.frac_coords @ np.linalg.inv(basis) + rng.random(3)
-    return Crystal(basis @ crystal.lattice @ rotation, (frac % 1.0)[order], crystal.atomic_numbers[order])
 
 
 def random_crystal(number, rng, n_sites=3):
@@ -93,7 +81,7 @@ def test_descriptions_of_one_crystal_give_one_text(number):
     crystal = random_crystal(number, rng, n_sites=2)
     text = canonicalize(crystal).to_text()
     for _ in range(3):
-        assert canonicalize(described_anew(crystal, rng)).to_text() == text
+        assert canonicalize(describe_anew(crystal, rng)).to_text() == text
 
 
 @pytest.mark.parametrize("number", range(1, 231, 5))
