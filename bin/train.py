@@ -58,7 +58,10 @@ def main(config: RunConfig) -> str:
     if config.validity_samples:
         from crystallm.pipeline import validity_callback  # needs the crystal libraries, as training does not
 
-        callbacks = [c for c in [validity_callback(tokenizer, config.validity_samples)] if c is not None]
+        callback = validity_callback(tokenizer, config.validity_samples)
+        callbacks = [] if callback is None else [callback]
+        if callback is None and processes.is_first:
+            print("validity_samples: left out, since pymatgen, spglib and moyopy are not all installed")
     if processes.is_first:
         print(to_yaml(config))
         n_all = sum(p.numel() for p in model.parameters())

@@ -122,6 +122,7 @@ def benchmark_csp(config: CSPConfig) -> dict[str, Any]:
         "n_targets": len(references) + len(unread),
         "unread": unread,
         "finished": _share_ended(rejected_by),
+        "finished_at_first_draw": float(np.mean([_ended_at_once(record) for record in records])),
         "restarts_per_sample": float(np.mean([record.provenance["restarts"] for record in records])),
         "valid": rejected_by[None] / max(1, rejected_by.total()),
         "rejected_by": {str(name): count for name, count in rejected_by.items() if name},
@@ -168,6 +169,10 @@ def _crystal(record: CIFRecord) -> Crystal | None:
         return to_primitive(unit.to_crystal(), unit.group)
     except (CanonicalError, SymmetryError):
         return None
+
+
+def _ended_at_once(record: CIFRecord) -> bool:
+    return record.provenance["restarts"] == 0 and record.rejected_by not in ("dead_end", "unfinished")
 
 
 def _not_judged(record: CIFRecord) -> str | None:
