@@ -51,7 +51,7 @@ def main(config: RunConfig) -> str:
     collate = partial(make_batch, spec=model.spec, pad_multiple=16 if processes.device.type == "cuda" else 1)
     data, share = config.data, (model.config.block_size, config.train.seed, processes.rank, processes.world)
     conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
-    batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures)
+    batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures, data.ids)
     val_batches = ShardLoader(val, collate, data, *share, max_structures=data.max_val_structures)
     info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta, "provenance": provenance}
     callbacks = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crystallm.model.tokens import TokenSpec
+from crystallm.resources import resource_path
 
 N_FEATURES = 64
 
@@ -41,6 +42,37 @@ def number_features(name: str, values: np.ndarray) -> np.ndarray:
     features = np.concatenate([np.sin(phase), np.cos(phase), *(e[:, None] for e in extra)], axis=1)
     padding = np.zeros((len(values), N_FEATURES - features.shape[1]))
     return np.concatenate([features, padding], axis=1).astype(np.float32)
+
+
+def element_features() -> np.ndarray:
+    """(118, n) float32 by atomic number: each property with mean 0 and variance 1 (0: unknown), place in the table."""
+    with np.load(resource_path("resources/elements.npz")) as table:
+        properties = [name for name in table if name not in ("period", "group", "block")]
+        values = np.stack([table[name].astype(np.float64) for name in properties], axis=1)
+        places = [np.equal.outer(table[name], np.unique(table[name])) for name in ("period", "group", "block")]
+    scaled = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
+    return np.concatenate([np.nan_to_num(scaled), *places], axis=1).astype(np.float32)
+
+
+class ElementEmbedding(nn.Module):
+    """What is added to the vectors of the tokens that name elements: a small network of what chemistry knows."""
+
+    features: Tensor
+
+    def __init__(self, atomic_numbers: np.ndarray, n_embd: int, n_hidden: int, std: float):
+        super().__init__()
+        features = element_features()
+        self.register_buffer("features", torch.from_numpy(features[atomic_numbers - 1]), persistent=False)
+        self.hidden = nn.Linear(features.shape[1], n_hidden)
+        self.out = nn.Linear(n_hidden, n_embd, bias=False)
+        # About 13 features of size 1 and three that are 1: inputs of the GELU of size 1, outputs of 0.65.
+        nn.init.normal_(self.hidden.weight, std=0.25)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.normal_(self.out.weight, std=std / (0.65 * n_hidden**0.5))
+
+    def forward(self) -> Tensor:
+        """() -> (n, n_embd)"""
+        return self.out(F.gelu(self.hidden(self.features), approximate="tanh"))
 
 
 class NumberEmbedding(nn.Module):
@@ -88,7 +120,7 @@ class Table:
 class TokenEmbedding(nn.Module):
     """Parameters: one vector a plain token, one small network a class of numbers."""
 
-    plain_ids: Tensor
+    element_rows: Tensor
 
     def __init__(
         self,
@@ -97,6 +129,7 @@ class TokenEmbedding(nn.Module):
         n_hidden: int,
         by_value: bool,
         own: Sequence[str] = (),  # classes whose numbers add a vector of their own each
+        elements: bool = False,  # vectors of elements start from their chemistry
         std: float = 0.02,
     ):
         super().__init__()
@@ -115,6 +148,9 @@ class TokenEmbedding(nn.Module):
                 for name, (_, values) in numbers.items()
             }
         )
+        ids, atomic_numbers = spec.elements
+        self.elements = ElementEmbedding(atomic_numbers, n_embd, n_hidden, std) if elements and len(ids) else None
+        self.register_buffer("element_rows", torch.from_numpy(np.searchsorted(plain, ids)), persistent=False)
         self._rows: dict[frozenset[str], Tensor] = {}
 
     def table(self, classes: Iterable[str] | None = None) -> Table:
@@ -123,6 +159,8 @@ class TokenEmbedding(nn.Module):
         blocks = {name: self.numbers[name]() for name in self.numbers if name in wanted}
         # Under autocast the networks give its dtype: so be it with the plain vectors, too.
         plain: Tensor = self.plain.to(next(iter(blocks.values())).dtype) if blocks else self.plain
+        if self.elements is not None:
+            plain = plain.index_add(0, self.element_rows, self.elements().to(plain.dtype))
         return Table(torch.cat([plain, *blocks.values()]), self._row(wanted), blocks)
 
     def forward(self) -> Tensor:

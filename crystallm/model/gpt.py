@@ -35,6 +35,7 @@ class GPTConfig:
     number_embedding: bool = True  # vectors of numbers from their values; False: one free vector a token
     number_hidden: int = 64  # width of the network that makes them
     number_own: tuple[str, ...] = ("coordinate",)  # classes whose numbers add a free vector each
+    element_features: bool = False  # vectors of elements: a network of their properties, and a free vector each
     loss: LossKind = "grammar"  # softmax over what the grammar allows, or over the whole vocabulary
     # Width, in steps of the grid, of the Gaussian that replaces a number as the target; 0: the number alone.
     soft_coordinate: float = 0.0
@@ -144,7 +145,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.spec = config, spec
         self.embedding = TokenEmbedding(
-            spec, config.n_embd, config.number_hidden, config.number_embedding, config.number_own
+            spec,
+            config.n_embd,
+            config.number_hidden,
+            config.number_embedding,
+            config.number_own,
+            config.element_features,
         )
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])

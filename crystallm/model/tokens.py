@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LossKind = Literal["grammar", "full"]
 FORCED = -1  # slot of a token that the grammar leaves no choice about
+ELEMENT_CLASSES = ("formula_element", "site_element", "element")
 NUMBER_CLASSES = ("integer", "length", "angle", "coordinate", "property_value")
 
 
@@ -28,6 +29,7 @@ class TokenSpec:
     vocab_size: int
     pad_id: int
     numbers: dict[str, tuple[np.ndarray, np.ndarray]]  # class -> (ids (n,), values (n,) float64), values ascending
+    elements: tuple[np.ndarray, np.ndarray]  # ids (n,) of tokens that name an element, and its atomic numbers (n,)
     slot_names: tuple[str, ...]
     slot_group: np.ndarray  # (n_slots,) which softmax a slot uses
     group_tokens: tuple[np.ndarray, ...]  # per group: the ids it chooses among
@@ -74,6 +76,7 @@ def token_spec(tokenizer: CIFTokenizer, loss: LossKind = "grammar") -> TokenSpec
         vocab_size=tokenizer.vocab_size,
         pad_id=max(single("pad"), 0),  # without a pad token any id will do: what pads is never looked at
         numbers=numbers,
+        elements=_elements(tokenizer),
         slot_names=names,
         slot_group=groups,
         group_tokens=tokens,
@@ -83,6 +86,14 @@ def token_spec(tokenizer: CIFTokenizer, loss: LossKind = "grammar") -> TokenSpec
         name=tokenizer.name,
         hash=tokenizer.hash,
     )
+
+
+def _elements(tokenizer: CIFTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    from tokenizer.elements import ATOMIC_NUMBERS
+
+    classes = tokenizer.vocabulary.classes
+    ids = [id_ for name in ELEMENT_CLASSES for id_ in np.asarray(classes.get(name, ()), dtype=np.int64).tolist()]
+    return np.array(ids, dtype=np.int64), np.array([ATOMIC_NUMBERS[tokenizer.token(id_).strip()] for id_ in ids])
 
 
 Slots = tuple[tuple[str, ...], np.ndarray, tuple[np.ndarray, ...], Callable[[np.ndarray], np.ndarray]]

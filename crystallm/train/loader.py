@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = "data/materials_project"  # folder of token shards, as bin/prepare_data.py writes it
+    ids: str | None = None  # file with one record id a line: train on these alone
     batch_tokens: int = 8192  # places in one batch, padding included
     pool: int = 8192  # structures that are sorted by length together: less padding, less mixed batches
     max_structures: int | None = None  # train on a random choice of so many
@@ -56,6 +57,15 @@ class TokenShards:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]])
+
+    def find(self, path: str | Path) -> np.ndarray:
+        """Places, ascending, of the records whose ids a file lists, one a line. ValueError where none is here."""
+        wanted = set(Path(path).read_text(encoding="utf-8").split())
+        here = (self.folder / f"ids_{self.split}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        found = np.array([place for place, record_id in enumerate(here) if record_id in wanted], dtype=np.int64)
+        if not len(found):
+            raise ValueError(f"{path}: none of its {len(wanted)} ids is in {self.folder}, {self.split}")
+        return found
 
     def property(self, name: str) -> np.ndarray:
         """(n,) float32, nan where unknown"""
@@ -121,17 +131,19 @@ class ShardLoader:
         world: int = 1,
         conditions: Conditions | None = None,
         max_structures: int | None = None,
+        ids: str | None = None,
     ):
         self.shards, self.collate, self.config = shards, collate, config
         self.seed, self.rank, self.world, self.conditions = seed, rank, world, conditions
         n_condition = 2 * len(conditions.keywords) if conditions else 0
-        fits = np.flatnonzero(shards.lengths + n_condition <= block_size)
-        self.too_long = len(shards) - len(fits)
+        chosen = np.arange(len(shards)) if ids is None else shards.find(ids)
+        fits = chosen[shards.lengths[chosen] + n_condition <= block_size]
+        self.too_long = len(chosen) - len(fits)
         if max_structures is not None and max_structures < len(fits):
             fits = np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(fits)[:max_structures])
         if not len(fits):
             where = f"{shards.folder}, {shards.split}"
-            raise ValueError(f"{where}: none of {len(shards)} structures fits {block_size} tokens")
+            raise ValueError(f"{where}: none of {len(chosen)} structures fits {block_size} tokens")
         self.indices = fits
         self.epoch, self.batch = 0, 0
         self._order = self._plan(0)

@@ -1,4 +1,4 @@
-"""AdamW on matrices with decay and the rest without, the learning rate's course, and the moving average of weights."""
+"""AdamW, or Muon for the matrices of the blocks; the learning rate's course; the moving average of weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,40 @@ import torch
 from torch import Tensor, nn
 
 Schedule = Literal["cosine", "wsd", "constant"]
+OptimizerName = Literal["adamw", "muon"]
 
 
-def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
+def make_optimizers(
+    model: nn.Module, name: OptimizerName, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """adamw: one for all. muon: one for the matrices of `model.blocks`, AdamW for the rest.
+
+    Muon makes each update orthogonal (Jordan et al. 2024); scaled to the size of an AdamW step (Liu et al. 2025,
+    arXiv 2502.16982), so that both take the same learning rate.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    hidden: list[nn.Parameter] = []
+    if name == "muon":
+        hidden = [p for p in model.blocks.parameters() if p.requires_grad and p.ndim == 2]  # type: ignore[union-attr]
+    others = _without(parameters, hidden)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=fused)
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=fused)
+    ]
+    if hidden:
+        made.append(
+            torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return made
+
+
+def _without(parameters: Iterable[nn.Parameter], some: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    left_out = {id(p) for p in some}
+    return [p for p in parameters if id(p) not in left_out]
 
 
 def rate_factor(
@@ -65,22 +87,27 @@ class MovingAverage:
             self.weights[name].copy_(kept)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: "exp_avg.blocks.0.attn.c_attn.weight", ..."""
-    return {f"{key}.{names[p]}": value for p in names for key, value in optimizer.state[p].items()}
+def optimizer_tensors(
+    optimizers: Iterable[torch.optim.Optimizer], names: Mapping[nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """The optimizers' state as named tensors: "exp_avg.blocks.0.attn.c_attn.weight", ..."""
+    states = [(names[p], state) for optimizer in optimizers for p, state in optimizer.state.items()]
+    return {f"{key}.{name}": value for name, state in states for key, value in state.items()}
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
+    optimizers: Iterable[torch.optim.Optimizer], names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
 ) -> None:
     by_name: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         key, _, name = full_name.partition(".")
         by_name.setdefault(name, {})[key] = tensor
-    for parameter, name in names.items():
-        if name in by_name:
-            # Adam's step counter stays where the fused kernels look for it: on the parameter's device.
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in by_name[name].items()}
+    for optimizer in optimizers:
+        for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+            if names[parameter] in by_name:
+                # Adam's step counter stays where the fused kernels look for it: on the parameter's device.
+                kept = by_name[names[parameter]]
+                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in kept.items()}
 
 
 def fill_missing_gradients(parameters: Iterable[nn.Parameter]) -> None:

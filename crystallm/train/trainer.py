@@ -26,10 +26,11 @@ from crystallm.train.distribution import Device, Dtype, Processes, autocast, pic
 from crystallm.train.metrics import MetricsLog, WandbMode, plot_loss
 from crystallm.train.optimizer import (
     MovingAverage,
+    OptimizerName,
     Schedule,
     fill_missing_gradients,
     load_optimizer_tensors,
-    make_optimizer,
+    make_optimizers,
     optimizer_tensors,
     rate_factor,
 )
@@ -39,6 +40,8 @@ from crystallm.train.optimizer import (
 class TrainConfig:
     max_steps: int | None = 10_000
     max_minutes: float | None = None  # of training, over all resumed parts; the decay follows the clock
+    clock: Literal["wall", "cpu"] = "wall"  # cpu: time of this process on its cores, for comparisons on a busy machine
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 1e-3
     final_rate: float = 0.0  # share of the learning rate that is left at the end
     warmup_steps: int = 200
@@ -124,7 +127,9 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._parameter_names = {p: name for name, p in model.named_parameters()}
         processes.copy_from_first([p.detach() for p in model.parameters()])
-        self.optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, config.betas)
+        self.optimizers = make_optimizers(
+            model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
+        )
         self.ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.step = 0
         self.elapsed = 0.0  # seconds of training, evaluations and checkpoints included
@@ -143,10 +148,11 @@ class Trainer:
         resumed = self._resume() if self.config.resume else False
         self.log = self._open_log(resumed)
         previous = self._catch_sigterm()
-        started = time.perf_counter() - self.elapsed
+        self._now = time.process_time if self.config.clock == "cpu" else time.perf_counter
+        started = self._now() - self.elapsed
         try:
             reason = self._loop(started)
-            self.elapsed = time.perf_counter() - started
+            self.elapsed = self._now() - started
             if reason != "sigterm" and self._val_step != self.step:
                 self._evaluate()
             self.save("last")
@@ -163,7 +169,7 @@ class Trainer:
     def _loop(self, started: float) -> StopReason:
         config, window = self.config, _Window(self.names, self.processes.device)
         while True:
-            self.elapsed, stop = self.processes.largest([time.perf_counter() - started, float(self._stop)])
+            self.elapsed, stop = self.processes.largest([self._now() - started, float(self._stop)])
             if stop:
                 return "sigterm"
             progress = self.progress()
@@ -185,7 +191,7 @@ class Trainer:
                     return "early_stop"
             if self.step % config.save_every == 0:
                 pause = time.perf_counter()
-                self.elapsed = time.perf_counter() - started
+                self.elapsed = self._now() - started
                 self.save("last")
                 window.skip(time.perf_counter() - pause)
 
@@ -218,10 +224,11 @@ class Trainer:
         scale = weight_sum.clamp(min=1).reciprocal()
         torch._foreach_mul_(gradients, scale[0])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, self.step)
         return sums, counts, norm
@@ -282,7 +289,7 @@ class Trainer:
         if self.ema is not None:
             tensors["ema"] = self.ema.weights
         if name == "last":
-            tensors["optimizer"] = optimizer_tensors(self.optimizer, self._parameter_names)
+            tensors["optimizer"] = optimizer_tensors(self.optimizers, self._parameter_names)
         training = {
             "step": self.step,
             "batches": self.batches.state,
@@ -306,7 +313,7 @@ class Trainer:
         if self.ema is not None:
             for name, tensor in read_tensors(folder, "ema").items():
                 self.ema.weights[name].copy_(tensor)
-        load_optimizer_tensors(self.optimizer, self._parameter_names, read_tensors(folder, "optimizer"))
+        load_optimizer_tensors(self.optimizers, self._parameter_names, read_tensors(folder, "optimizer"))
         training = saved["training"]
         self.step, self.elapsed = training["step"], training["elapsed_s"]
         self.best = math.inf if training["best"] is None else training["best"]
@@ -395,7 +402,7 @@ def compile_blocks(model: nn.Module) -> None:
 
 # What may differ between a run and its resumption without making it another run.
 FREE_KEYS = {"max_steps", "max_minutes", "eval_every", "save_every", "log_every", "patience", "resume", "out"}
-FREE_KEYS |= {"device", "dtype", "compile", "threads", "wandb", "wandb_project", "init_from"}
+FREE_KEYS |= {"device", "dtype", "compile", "threads", "clock", "wandb", "wandb_project", "init_from"}
 
 
 def _check_same_run(saved: Mapping[str, Any], info: Mapping[str, Any], folder: Path) -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from crystallm.model.embedding import TokenEmbedding, number_features
+from crystallm.model.embedding import TokenEmbedding, element_features, number_features
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import NUMBER_CLASSES, TokenSpec, token_spec
+from crystallm.resources import resource_path
 from tokenizer import CIFTokenizer
+from tokenizer.elements import ATOMIC_NUMBERS
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,27 @@ def test_features_tell_all_values_apart(tokenizer: CIFTokenizer, name: str):
     assert gaps.min() > 0.01
 
 
+def test_elements_start_from_their_chemistry(tokenizer: CIFTokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=64, element_features=True), token_spec(tokenizer)).eval()
+    for kind in ("", "\n"):  # in the formula and at a site
+        for one, near, far in (("Na", "K", "Cl"), ("Cl", "Br", "Na"), ("La", "Nd", "O")):
+            assert likeness(model, tokenizer, kind + one, kind + near) > likeness(
+                model, tokenizer, kind + one, kind + far
+            )
+
+
+def test_element_table_against_pymatgen():
+    from pymatgen.core import Element
+
+    with np.load(resource_path("resources/elements.npz")) as table:
+        for symbol, group, period in (("Na", 1, 3), ("Fe", 8, 4), ("I", 17, 5)):
+            row = ATOMIC_NUMBERS[symbol] - 1
+            assert (table["group"][row], table["period"][row]) == (group, period)
+            assert table["electronegativity"][row] == pytest.approx(Element(symbol).X)
+    assert np.isfinite(element_features()).all() and element_features().shape[0] == 118
+
+
 def test_coordinate_features_are_periodic():
     values = np.array([0.1, 0.25, 0.9])
     np.testing.assert_allclose(
@@ -75,6 +98,6 @@ def test_without_values_each_token_has_its_own_vector(tokenizer: CIFTokenizer):
 
 def test_a_token_in_two_classes_is_refused():
     both = (np.array([1, 2]), np.array([1.0, 2.0]))
-    spec = TokenSpec(4, 0, {"integer": both, "length": both}, (), np.zeros(0), (), lambda ids: ids, -1, -1)
+    spec = TokenSpec(4, 0, {"integer": both, "length": both}, both, (), np.zeros(0), (), lambda ids: ids, -1, -1)
     with pytest.raises(ValueError, match="two of the number classes"):
         TokenEmbedding(spec, 8, 8, by_value=True)

@@ -101,6 +101,19 @@ def test_a_random_part_is_the_same_part_each_time(shards: TokenShards):
     assert not np.array_equal(part.indices, loader(shards, max_structures=20, seed=1).indices)
 
 
+def test_a_file_of_ids_chooses_what_is_read(shards: TokenShards, tmp_path: Path):
+    names = (shards.folder / "ids_train.txt").read_text().split()
+    chosen = tmp_path / "ids.txt"
+    chosen.write_text("\n".join([names[7], "of-another-corpus", names[3]]) + "\n")
+    one = loader(shards, ids=str(chosen))
+    assert [ids.tobytes() for batch in one.once() for ids in batch] == [
+        ids.tobytes() for ids in sorted((shards[3], shards[7]), key=len)
+    ]
+    chosen.write_text("of-another-corpus\n")
+    with pytest.raises(ValueError, match="none of its 1 ids is in"):
+        loader(shards, ids=str(chosen))
+
+
 def test_condition_lines_are_drawn_and_true(shards: TokenShards, tokenizer: CIFTokenizer):
     names = ["density_g_per_cm3", "band_gap_ev"]  # they come in the order of the grammar all the same
     conditions = Conditions(shards, tokenizer, names, keep=0.5)

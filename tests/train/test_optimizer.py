@@ -8,8 +8,9 @@ from torch import nn
 
 from crystallm.train.optimizer import (
     MovingAverage,
+    OptimizerName,
     load_optimizer_tensors,
-    make_optimizer,
+    make_optimizers,
     optimizer_tensors,
     rate_factor,
 )
@@ -34,7 +35,7 @@ def test_rate_by_hand(schedule: str, step: int, progress: float, expected: float
 
 def test_matrices_decay_and_the_rest_does_not():
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
-    optimizer = make_optimizer(model, 0.1, 0.5, (0.9, 0.95))
+    (optimizer,) = make_optimizers(model, "adamw", 0.1, 0.5, (0.9, 0.95))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = [p.detach().clone() for p in model.parameters()]
@@ -59,23 +60,57 @@ def test_moving_average_by_its_formula():
     assert float(model.weight) == pytest.approx(expected) and float(average.weights["weight"]) == 4.0
 
 
-def test_optimizer_state_travels_by_name():
-    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> None:
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    model = nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 6)), "head": nn.Linear(6, 2, bias=False)})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adamw, muon = make_optimizers(model, "muon", 0.1, 0.0, (0.9, 0.95))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    muon.step()
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert moved == ["blocks.0.weight"]
+    step = (before["blocks.0.weight"] - model["blocks"][0].weight.detach()).double()
+    values = torch.linalg.svdvals(step)  # orthogonal but for the few iterations' error: all of one size
+    assert float(values.max() / values.min()) < 2.0
+    adamw.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x)
+
+
+ADAM, MUON = {"exp_avg", "exp_avg_sq", "step"}, {"momentum_buffer"}
+
+
+@pytest.mark.parametrize("name, of_the_matrix", [("adamw", ADAM), ("muon", MUON)])
+def test_optimizer_state_travels_by_name(name: OptimizerName, of_the_matrix: set[str]):
+    def steps(model: nn.Module, optimizers: list[torch.optim.Optimizer], n: int) -> None:
         for _ in range(n):
-            optimizer.zero_grad()
+            model.zero_grad()
             (model(torch.ones(1, 2)) ** 2).sum().backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
     torch.manual_seed(0)
-    model = nn.Linear(2, 2)
-    optimizer = make_optimizer(model, 0.1, 0.1, (0.9, 0.95))
-    steps(model, optimizer, 3)
-    other = nn.Linear(2, 2)
+    model, other = Net(), Net()
+    optimizers = make_optimizers(model, name, 0.1, 0.1, (0.9, 0.95))
+    steps(model, optimizers, 3)
     other.load_state_dict(model.state_dict())
-    copy = make_optimizer(other, 0.1, 0.1, (0.9, 0.95))
-    saved = optimizer_tensors(optimizer, {p: n for n, p in model.named_parameters()})
-    assert set(saved) == {f"{k}.{n}" for k in ("exp_avg", "exp_avg_sq", "step") for n in ("weight", "bias")}
-    load_optimizer_tensors(copy, {p: n for n, p in other.named_parameters()}, {k: v.clone() for k, v in saved.items()})
-    steps(model, optimizer, 3)
-    steps(other, copy, 3)
-    assert torch.equal(model.weight, other.weight) and math.isfinite(float(model.weight.detach().sum()))
+    copies = make_optimizers(other, name, 0.1, 0.1, (0.9, 0.95))
+    saved = optimizer_tensors(optimizers, {p: n for n, p in model.named_parameters()})
+    expected = {f"{key}.blocks.0.weight" for key in of_the_matrix} | {f"{key}.blocks.0.bias" for key in ADAM}
+    assert set(saved) == expected
+    load_optimizer_tensors(
+        copies, {p: n for n, p in other.named_parameters()}, {k: v.clone() for k, v in saved.items()}
+    )
+    steps(model, optimizers, 3)
+    steps(other, copies, 3)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and math.isfinite(float(mine.detach().sum()))
