@@ -78,7 +78,6 @@ def main(config: RunConfig) -> str:
 
 if __name__ == "__main__":
     try:
-        run = load_config(RunConfig)
+        main(load_config(RunConfig))
     except (ConfigError, FileNotFoundError) as err:
         sys.exit(f"train: {err}")
-    main(run)

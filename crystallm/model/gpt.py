@@ -7,7 +7,7 @@ positions and GELU, in which released CrystaLLM weights run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +41,9 @@ class GPTConfig:
     soft_coordinate: float = 0.0
     soft_length: float = 0.0
     soft_angle: float = 0.0
+    # How much the choices of a slot weigh in what is minimised, by its name; 1 where none is given. What is reported
+    # and what log_likelihood gives stay unweighted.
+    slot_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
@@ -140,6 +143,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    slot_weights: Tensor
 
     def __init__(self, config: GPTConfig, spec: TokenSpec):
         super().__init__()
@@ -162,6 +166,11 @@ class GPT(nn.Module):
         self._group_classes = [spec.classes_among(tokens) for tokens in spec.group_tokens]
         for group, tokens in enumerate(spec.group_tokens):
             self.register_buffer(f"group_{group}", torch.from_numpy(np.asarray(tokens)), persistent=False)
+        if unknown := set(config.slot_weights) - set(spec.slot_names):
+            names = ", ".join(spec.slot_names)
+            raise ValueError(f"slot_weights: no slot {min(unknown)!r}; there are {names}")
+        weights = [config.slot_weights.get(name, 1.0) for name in spec.slot_names]
+        self.register_buffer("slot_weights", torch.tensor(weights), persistent=False)  # (n_slots,)
         self.loss_names = ("nats_per_structure", "nats_per_token", *spec.slot_names)
         self._table: Tensor | None = None
         self._init_weights()
@@ -234,7 +243,10 @@ class GPT(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Nats of the chosen tokens under the softmax over what the grammar allowed there."""
         nats, objective = self._choice_nats(batch)
-        total = nats.sum() if objective is None else objective.sum()
+        objective = nats if objective is None else objective
+        if self.config.slot_weights:
+            objective = objective * self.slot_weights[batch.slots]
+        total = objective.sum()
         with torch.no_grad():
             slots = torch.zeros(len(self.spec.slot_names), device=nats.device).index_add_(0, batch.slots, nats)
             ones = torch.ones_like(nats)

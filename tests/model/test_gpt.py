@@ -168,6 +168,22 @@ def test_soft_targets_change_what_is_minimised_not_what_is_reported(
     torch.testing.assert_close(soft.eval().loss(batch).total, tiny_gpt.loss(batch).total)
 
 
+@torch.no_grad()
+def test_slot_weights_by_hand(gpt_of: Callable[[GPTConfig], GPT], sequences: list[np.ndarray]):
+    torch.manual_seed(0)
+    plain = gpt_of(GPTConfig(n_layer=1, n_head=2, n_embd=32))
+    weighted = gpt_of(replace(plain.config, slot_weights={"wyckoff": 3.0, "length": 0.5}))
+    weighted.load_state_dict(plain.state_dict())
+    batch = make_batch(sequences, plain.spec)
+    one, other = plain.loss(batch), weighted.loss(batch)
+    nats = dict(zip(plain.loss_names, one.sums.tolist(), strict=True))
+    assert float(other.total) == pytest.approx(float(one.total) + 2 * nats["wyckoff"] - 0.5 * nats["length"], rel=1e-5)
+    torch.testing.assert_close(other.sums, one.sums)
+    torch.testing.assert_close(weighted.log_likelihood(sequences)[0], plain.log_likelihood(sequences)[0])
+    with pytest.raises(ValueError, match="no slot 'wyckof'; there are start"):
+        gpt_of(replace(plain.config, slot_weights={"wyckof": 3.0}))
+
+
 def test_it_learns(gpt_of: Callable[[GPTConfig], GPT], tokenizer: CIFTokenizer, sequences: list[np.ndarray]):
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=96), token_spec(tokenizer)).train()
