@@ -23,6 +23,7 @@ class DataConfig:
     ids: str | None = None  # file with one record id a line: train on these alone
     batch_tokens: int = 8192  # places in one batch, padding included
     pool: int = 8192  # structures that are sorted by length together: less padding, less mixed batches
+    max_tokens: int | None = None  # train on structures up to this length; None: up to the model's block_size
     max_structures: int | None = None  # train on a random choice of so many
     max_val_structures: int | None = None
     properties: tuple[str, ...] = ()  # condition lines that may stand before a structure
@@ -137,13 +138,14 @@ class ShardLoader:
         self.seed, self.rank, self.world, self.conditions = seed, rank, world, conditions
         n_condition = 2 * len(conditions.keywords) if conditions else 0
         chosen = np.arange(len(shards)) if ids is None else shards.find(ids)
-        fits = chosen[shards.lengths[chosen] + n_condition <= block_size]
+        longest = min(block_size, config.max_tokens or block_size)
+        fits = chosen[shards.lengths[chosen] + n_condition <= longest]
         self.too_long = len(chosen) - len(fits)
         if max_structures is not None and max_structures < len(fits):
             fits = np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(fits)[:max_structures])
         if not len(fits):
             where = f"{shards.folder}, {shards.split}"
-            raise ValueError(f"{where}: none of {len(chosen)} structures fits {block_size} tokens")
+            raise ValueError(f"{where}: none of {len(chosen)} structures fits {longest} tokens")
         self.indices = fits
         self.epoch, self.batch = 0, 0
         self._order = self._plan(0)

@@ -90,6 +90,8 @@ def test_what_is_too_long_leaves_and_is_counted(shards: TokenShards):
     assert short.too_long == (shards.lengths > limit).sum() > 0
     assert all(len(ids) <= limit for batch in short.once() for ids in batch)
     assert sum(map(len, short.once())) + short.too_long == len(shards)
+    by_config = loader(shards, config=replace(CONFIG, max_tokens=limit))
+    assert np.array_equal(by_config.indices, short.indices)
     with pytest.raises(ValueError, match="none of 200 structures fits 5 tokens"):
         loader(shards, block_size=5)
 
