@@ -32,6 +32,7 @@ def parse_arguments() -> PrepareConfig:
     parser.add_argument(
         "--no-match", dest="match_structures", action="store_false", help="only equal texts are duplicates"
     )
+    parser.add_argument("--keep-duplicates", action="store_true", help="reject none, however often it stands there")
     parser.add_argument("--overwrite", action="store_true", help="replace what other options made of this folder")
     parser.add_argument("--workers", type=int, help="processes; one a core by default, 0 for none")
     options = vars(parser.parse_args())

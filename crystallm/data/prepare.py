@@ -59,6 +59,7 @@ class PrepareConfig:
     limit: int | None = None  # rows read
     check_round_trip: bool = False
     match_structures: bool = True  # beyond equal texts
+    keep_duplicates: bool = False  # for a benchmark whose test rows repeat as its train rows do
     max_comparisons: int = 20  # of one structure with those kept before it
     vocabulary: str = "cif"
     chunk_rows: int = 1024
@@ -119,12 +120,14 @@ def prepare(config: PrepareConfig, show_progress: bool = True) -> PrepareResult:
     search = DuplicateSearch(
         work / "dedup",
         given_split=config.split_column is not None,
-        match_structures=config.match_structures,
+        match_structures=config.match_structures and not config.keep_duplicates,
         max_comparisons=config.max_comparisons,
         workers=config.workers,
         show_progress=show_progress,
     )
     duplicates, notes = search.run(chunks)
+    if config.keep_duplicates:
+        duplicates = duplicates.slice(0, 0)
     meta = _write_result(config, out, chunks, duplicates, show_progress)
     meta |= {"plan": plan, "config": asdict(config), "warnings": [*warnings, *notes]}
     write_meta(out, meta)

@@ -153,6 +153,11 @@ def test_only_texts_without_matching(corpus, tmp_path):
     assert run(corpus, tmp_path / "out", match_structures=False).rejected_by["duplicate"] == 1
 
 
+def test_duplicates_stay_where_asked(corpus, tmp_path):
+    result = run(corpus, tmp_path / "out", keep_duplicates=True)
+    assert (result.n_kept, result.rejected_by.get("duplicate", 0)) == (58, 0)
+
+
 def test_properties_by_name(tmp_path, rock_salt):
     table = pa.table({"cif": [rock_salt()], "gap": [5.0], "bulk": [25.0]})
     pq.write_table(table, tmp_path / "t.parquet")
