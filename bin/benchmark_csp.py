@@ -1,35 +1,56 @@
-"""Crystal structure prediction:  python bin/benchmark_csp.py corpus.parquet --where "split == 'val'" --num 20
+"""Crystal structure prediction:  python bin/benchmark_csp.py --dataset mp20 --split val --data data/ --out runs/csp
 
+--dataset perov5 | carbon24 | mp20 | mpts52 (files in --data, as bin/download_data.py writes them), or a parquet or CSV
+file with a column `cif`. --split val | test | val_tune | val_report (halves of val by formula).
 For each row the model is told the reduced formula and the number of atoms in the given cell, and draws NUM structures.
-Prints shares of finished and valid samples, match rate and RMSE of the first sample and of the best of NUM (pymatgen's
-StructureMatcher, stol 0.5, angle_tol 10, ltol 0.3) with 95 % bootstrap intervals, and nats per structure, as JSON.
+Prints match rate and RMSE, cRMSE and METRe of the first sample, of the best of NUM and of answers selected among them,
+and writes OUT/results.json, results.md, targets.parquet. A stopped run goes on when the same command is given again.
+A run on test rows is written to the log, and a second one with the same model needs --again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 
-from crystallm.pipeline import CSPConfig, benchmark_csp
+from crystallm.benchmark.csp import CSPConfig, benchmark_csp
+from crystallm.benchmark.datasets import DatasetError
+from crystallm.benchmark.log import LogError
+from crystallm.benchmark.run_folder import OtherRunError
+from crystallm.benchmark.scores import results_table
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", help="parquet or CSV with a column `cif`")
-    parser.add_argument("--where", help="rows to take, as a pandas query: \"split == 'val' and in_complete_block\"")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--split")
+    parser.add_argument("--data", default=os.environ.get("CRYSTALLM_DATA"), help="folder; or set CRYSTALLM_DATA")
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--where", help='rows to take, as a pandas query: "band_gap > 1"')
     parser.add_argument("--limit", type=int, help="the first rows of these")
     parser.add_argument("--num", type=int, default=20, help="samples for each row")
+    parser.add_argument("--select", nargs="*", default=["likelihood", "self_consistency"], help="ways to select one")
     parser.add_argument("--formula-only", action="store_true", help="do not tell the number of atoms")
+    parser.add_argument("--constraints", choices=("none", "syntax", "full"))
     parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="checkpoint folder; left out: the bundled model")
+    parser.add_argument("--max-pairs", type=int, default=5_000_000, help="to compare at most for METRe")
+    parser.add_argument("--model", help="checkpoint; left out: the bundled model")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=256, help="sequences at once")
+    parser.add_argument("--targets-at-once", type=int, default=50, help="rows in a chunk: what a killed run loses")
     parser.add_argument("--workers", type=int, help="processes for checks and matching; one a core by default")
-    parser.add_argument("--out", help="parquet file for all samples")
-    print(json.dumps(benchmark_csp(CSPConfig(**vars(parser.parse_args()))), indent=2))
+    parser.add_argument("--log", help="for test rows; resources/LOG.md of a checkout by default")
+    parser.add_argument("--again", action="store_true", help="run test rows once more with the same model")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    settings = vars(parse_arguments())
+    try:
+        print(results_table(benchmark_csp(CSPConfig(**settings | {"select": tuple(settings["select"])}))))
+    except (DatasetError, LogError, OtherRunError, FileNotFoundError) as err:
+        raise SystemExit(str(err)) from None

@@ -6,6 +6,16 @@ when one of its first n predictions matches; its distance is the smallest among 
     rms = rms_distances(targets, workers=8)          # (n_targets, n_predictions), nan where there is no match
     score(rms, n=1), score(rms, n=20)                # unfiltered
     score(np.where(valid, rms, np.nan), n=20)        # filtered: an invalid prediction is a miss
+
+Two more, of Martirossyan et al., "All that structure matches does not glitter" (arXiv:2509.12178), defined as in the
+authors' program OMatG:
+METRe, match everyone to reference: all predictions made for a composition, whichever row they were made for, are
+compared with every reference structure of that composition; the share of references that any of them matches.
+cRMSE: the mean over *all* references of the smallest distance, stol (0.5) standing for those without a match. Fewer
+and easier matches lower RMSE; they cannot lower cRMSE.
+
+    best = best_of_references(n_references, reference_index, rms)   # of every pair that matches
+    score(best[:, None])                                            # its match_rate is METRe, its crmse goes with it
 """
 
 from __future__ import annotations
@@ -20,14 +30,14 @@ from numpy.typing import NDArray
 
 from crystallm.crystal import Crystal
 from crystallm.interop import to_structure
+from crystallm.matching import ANGLE_TOL, LTOL, STOL, distance_to, reduce_crystal
 from crystallm.parallel import Failure, map_processes
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
 Floats = NDArray[np.float64]
-
-STOL, ANGLE_TOL, LTOL = 0.5, 10.0, 0.3
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +56,8 @@ class MatchScore:
     match_rate_interval: tuple[float, float]
     rmse: float  # in units of (volume / n_atoms) ** (1/3); nan without a match
     rmse_interval: tuple[float, float]
+    crmse: float  # over all targets, STOL for those without a match
+    crmse_interval: tuple[float, float]
 
     def __str__(self) -> str:
         low, high = self.match_rate_interval
@@ -62,16 +74,22 @@ def _matcher() -> StructureMatcher:
     return StructureMatcher(stol=STOL, angle_tol=ANGLE_TOL, ltol=LTOL)
 
 
-def rms_distance(predicted: Crystal | None, reference: Crystal) -> float:
-    """nan where they do not match."""
+def plain_rms_distance(predicted: Crystal | None, reference: Crystal) -> float:
+    """By pymatgen's own call, for comparison; nan where they do not match."""
     if predicted is None or predicted.reduced_formula != reference.reduced_formula:
         return np.nan
     found = _matcher().get_rms_dist(to_structure(predicted), to_structure(reference))
     return np.nan if found is None else float(found[0])
 
 
+def rms_distance(predicted: Crystal | None, reference: Crystal) -> float:
+    """nan where they do not match. The same number as `plain_rms_distance`."""
+    return np.nan if predicted is None else distance_to(predicted, reduce_crystal(reference))
+
+
 def _rms_of_target(target: Target) -> list[float]:
-    return [rms_distance(prediction, target.reference) for prediction in target.predictions]
+    reference = reduce_crystal(target.reference)
+    return [np.nan if crystal is None else distance_to(crystal, reference) for crystal in target.predictions]
 
 
 def rms_distances(targets: Sequence[Target], workers: int | None = 0, timeout_s: float | None = 600.0) -> Floats:
@@ -106,6 +124,8 @@ def score(rms: Floats, n: int = 1, n_bootstrap: int = 1000, confidence: float = 
     low, high = np.quantile(counts / len(best), tails)
     means = sums[counts > 0] / counts[counts > 0]
     rms_low, rms_high = np.quantile(means, tails) if len(means) else (np.nan, np.nan)
+    corrected = np.where(matched, best, STOL)
+    crmse_low, crmse_high = np.quantile(corrected[draws].mean(axis=1), tails)
     return MatchScore(
         n=n,
         n_targets=len(best),
@@ -114,4 +134,17 @@ def score(rms: Floats, n: int = 1, n_bootstrap: int = 1000, confidence: float = 
         match_rate_interval=(float(low), float(high)),
         rmse=float(distance.sum() / matched.sum()) if matched.any() else float("nan"),
         rmse_interval=(float(rms_low), float(rms_high)),
+        crmse=float(corrected.mean()),
+        crmse_interval=(float(crmse_low), float(crmse_high)),
     )
+
+
+def best_of_references(n_references: int, references: Ints, rms: Floats) -> Floats:
+    """(n_references,): the smallest RMS distance of the predictions listed for each reference; nan where none is.
+
+    `references` and `rms`, of one length, list pairs of a reference and a prediction of its composition; a nan is a
+    pair that does not match. METRe and its cRMSE are the `score` of the result.
+    """
+    best = np.full(n_references, np.inf)
+    np.minimum.at(best, references, np.where(np.isnan(rms), np.inf, rms))
+    return np.where(np.isfinite(best), best, np.nan)

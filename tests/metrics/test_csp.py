@@ -1,4 +1,4 @@
-"""Match rates and RMSE against pymatgen called plainly, and worked by hand; intervals against a known distribution."""
+"""Match rates, RMSE, METRe and cRMSE against pymatgen and worked by hand; intervals against a known distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from crystallm.crystal import Crystal
 from crystallm.interop import to_structure
-from crystallm.metrics.csp import Target, rms_distance, rms_distances, score
+from crystallm.metrics.csp import Target, best_of_references, plain_rms_distance, rms_distance, rms_distances, score
 
 
 def salt(length: float = 3.4, shift: float = 0.0, metal: int = 55) -> Crystal:
@@ -23,9 +23,10 @@ def test_rms_distance_is_pymatgens():
     for shift in (0.0, 0.01, 0.05):
         expected = matcher.get_rms_dist(to_structure(salt(shift=shift)), to_structure(salt()))[0]
         assert rms_distance(salt(shift=shift), salt()) == pytest.approx(expected)
+        assert plain_rms_distance(salt(shift=shift), salt()) == expected
     assert rms_distance(salt(), salt(4.0)) == pytest.approx(0, abs=1e-9)  # volumes are scaled
     for miss in (None, salt(metal=19)):
-        assert math.isnan(rms_distance(miss, salt()))
+        assert math.isnan(rms_distance(miss, salt())) and math.isnan(plain_rms_distance(miss, salt()))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.multi_process)])
@@ -41,9 +42,26 @@ def test_table_and_scores(workers):
     one, best = score(rms, n=1), score(rms, n=3)
     assert (one.n_matched, one.match_rate, one.rmse) == (1, pytest.approx(1 / 3), far)
     assert (best.n_matched, best.rmse) == (2, pytest.approx((near + far) / 2))
+    assert best.crmse == pytest.approx((near + far + 0.5) / 3)  # stol for the third
+    assert best.crmse_interval[0] < best.crmse < best.crmse_interval[1] <= 0.5
     filtered = score(np.where([[False, True, True]] * 3, rms, np.nan), n=1)
-    assert filtered.match_rate == 0 and math.isnan(filtered.rmse)
+    assert filtered.match_rate == 0 and math.isnan(filtered.rmse) and filtered.crmse == 0.5
     assert "match rate 66.67%" in str(best)
+
+
+def test_metre_by_hand():
+    """Four references: A and B are polymorphs, C and D others. A's sample matches B, B's matches both, C's nothing."""
+    pairs = [(0, np.nan), (1, 0.30), (0, 0.20), (1, 0.10), (2, np.nan), (3, 0.0)]  # (reference, rms) of a prediction
+    references, rms = (np.array(column) for column in zip(*pairs, strict=True))
+    best = best_of_references(4, references, rms)
+    np.testing.assert_array_equal(best, [0.20, 0.10, np.nan, 0.0])
+    metre = score(best[:, None])
+    assert (metre.match_rate, metre.n_matched) == (0.75, 3)
+    assert metre.crmse == pytest.approx((0.20 + 0.10 + 0.5 + 0.0) / 4) and metre.rmse == pytest.approx(0.1)
+    # By rows alone A is missed, and B has only what was drawn for B.
+    own = score(np.array([[np.nan], [0.10], [np.nan], [0.0]]))
+    assert (own.match_rate, own.crmse) == (0.5, pytest.approx((0.5 + 0.10 + 0.5 + 0.0) / 4))
+    assert np.isnan(best_of_references(2, np.array([], dtype=int), np.array([]))).all()
 
 
 def test_intervals_of_a_known_distribution():

@@ -1,0 +1,1 @@
+"""Benchmarks that join sampling, checks and scores: composition in, published figures out."""
