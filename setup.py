@@ -27,6 +27,7 @@ class BuildWithFiles(build_py):
                 shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
 
 
+HF = ["transformers>=4.56", "huggingface_hub>=0.34"]  # bin/export_hf.py's models in transformers; hf:org/name
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "pandas>=2.1"]
 NOTEBOOK = ["nbclient>=0.10", "nbformat>=5.9", "ipykernel>=6.29"]
 
@@ -65,9 +66,21 @@ setup(
     extras_require={
         "charge": ["smact>=3.0"],  # charge balance in the checks
         "tables": ["pyxtal>=1.0"],  # bin/make_space_group_tables.py
+        "hf": HF,
         "notebook": NOTEBOOK,
-        "test": [*TEST, *NOTEBOOK, "smact>=3.0"],
-        "dev": [*TEST, *NOTEBOOK, "smact>=3.0", "ruff", "mypy", "codespell", "pre-commit", "pre-commit-hooks"],
+        "test": [*TEST, *NOTEBOOK, *HF, "llguidance>=1.0", "smact>=3.0"],
+        "dev": [
+            *TEST,
+            *NOTEBOOK,
+            *HF,
+            "llguidance>=1.0",
+            "smact>=3.0",
+            "ruff",
+            "mypy",
+            "codespell",
+            "pre-commit",
+            "pre-commit-hooks",
+        ],
     },
     entry_points={
         "console_scripts": [

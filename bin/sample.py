@@ -2,17 +2,23 @@
 
 PROMPT is a formula (NaCl, "Na Cl", Fe2O3; Na4Cl4 asks for four formula units in the conventional cell), a chemical
 system (Li-Fe-O), the beginning of a canonical CIF, a file with one of these a line, or nothing at all.
+
+With --search the structures drawn are clustered and an answer is selected among them:
+  python bin/sample.py --prompt "Ca Ti O3" --search self_consistency --num 20
+  python bin/sample.py --prompt "Ca Ti O3" --search mcts --num 200 --scorer min:volume_per_atom
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
 from crystallm.sample.generate import GenerateConfig
 from crystallm.sample.report import run
+from crystallm.sample.search import SEARCHES, SearchConfig
 
 
-def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig]:
+def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", help="what to make; left out: anything")
     parser.add_argument("--space-group", help="symbol in any spelling, or number")
@@ -22,7 +28,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig]:
     parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
     parser.add_argument("--top-p", type=float, help="draw among the most likely tokens that hold this probability")
     parser.add_argument("--seed", type=int, help="same seed, same text; left out: a fresh one, printed")
-    parser.add_argument("--constraints", choices=("none", "syntax", "full"), default="full")
+    parser.add_argument("--constraints", choices=("none", "syntax", "full"), help="default: the strongest there are")
     parser.add_argument("--min-distance", dest="min_distance_ang", type=float, help="Å; by default by covalent radii")
     parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
@@ -31,20 +37,35 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig]:
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae", "none"), default="default", help="checks")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--out", help="folder, .tar or .parquet")
-    parser.add_argument("--model", help="checkpoint folder; left out: the bundled model")
+    parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--batch", type=int, default=256, help="sequences at once")
     parser.add_argument("--workers", type=int, default=0, help="processes for the checks")
     parser.add_argument("--known", help="index of known crystals; left out: the model's own")
+    group = parser.add_argument_group("search", "what more than one sample is drawn for; the guide says more")
+    group.add_argument("--search", dest="name", choices=tuple(SEARCHES), help="NUM counts by stratum, or rollouts")
+    group.add_argument("--select", help="likelihood, self_consistency, ... or a score; default: as the search does")
+    group.add_argument("--max-formula-units", type=int, help="search over formula units: up to so many (8)")
+    group.add_argument("--groups", type=int, help="search over space groups: so many of the likeliest (10)")
+    group.add_argument("--width", type=int, help="beam, and children of a node of the tree (10)")
+    group.add_argument("--branch", choices=("choices", "tokens"), help="beam: where it branches (choices)")
+    group.add_argument("--policy", choices=("puct", "uct", "greedy"), help="tree (puct)")
+    group.add_argument("--exploration", type=float, help="tree: c of its policy (puct 5, uct 1.41)")
+    group.add_argument("--leaves", type=int, help="tree: rollouts at once (16)")
+    group.add_argument("--scorer", help="tree: likelihood, density, volume_per_atom or module:function; min:... too")
+    arguments = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    asked = {field.name: arguments.pop(field.name) for field in fields(SearchConfig) if field.name in arguments}
     try:
-        return parser, GenerateConfig(**vars(parser.parse_args()))
+        if asked and "name" not in asked:
+            raise ValueError(f"--{next(iter(asked)).replace('_', '-')} goes with --search")
+        return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None
     except ValueError as err:
         parser.error(str(err))
 
 
 if __name__ == "__main__":
-    parser, config = parse_arguments()
+    parser, config, settings = parse_arguments()
     try:
-        run(config)
+        run(config, settings)
     except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))

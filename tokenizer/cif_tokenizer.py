@@ -32,9 +32,10 @@ class CIFTokenizer:
             raise ValueError(f"on_unknown must be 'warn' or 'raise', got {on_unknown!r}")
         self.vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else load_vocabulary(vocabulary)
         self.on_unknown = on_unknown
-        lossless = self.vocabulary.kind == "lexemes"
-        self._bpe = _encoding(self.vocabulary) if lossless else None
-        self._codec = None if lossless else _codec(self.vocabulary)
+        published = self.vocabulary.kind == "crystallm_v1"
+        self._bpe = None if published else _encoding(self.vocabulary)
+        self._codec = _codec(self.vocabulary) if published else None
+        self._ends = self.vocabulary.kind == "pieces"  # a newline at the end of a text is the end token
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CIFTokenizer, (self.vocabulary, self.on_unknown)
@@ -82,10 +83,12 @@ class CIFTokenizer:
             raise ValueError(f"{lexeme!r} is not one token of the vocabulary {self.name!r}") from None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of any Unicode text, lossless in a vocabulary of lexemes. `<|pad|>` in it is ordinary text."""
+        """Ids of any Unicode text, lossless but in `crystallm_v1`. `<|pad|>` in it is ordinary text."""
         _check_unicode(text)
         if self._bpe is None:
             return self._encode_v1(text)
+        if self._ends and text.endswith("\n"):
+            return [*self._bpe.encode_ordinary(text[:-1]), self.end_id]
         return self._bpe.encode_ordinary(text)
 
     def decode(self, ids: Iterable[int] | np.ndarray, errors: str = "strict") -> str:
@@ -122,7 +125,7 @@ class CIFTokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """`encode` of each text, as (n,) uint16 arrays; documents are joined to keep the encoder busy."""
-        if self._bpe is None:
+        if self._bpe is None or self._ends:
             return [np.array(self.encode(text), dtype=np.uint16) for text in texts]
         groups = list(_joinable_groups(texts))
         if threads == 1:
@@ -159,12 +162,13 @@ class CIFTokenizer:
 
 @functools.cache
 def _encoding(vocabulary: Vocabulary) -> tiktoken.Encoding:
-    *lexemes, pad = vocabulary.tokens
+    n_special = 2 if vocabulary.kind == "pieces" else 1
+    ids = list(vocabulary.ids.items())
     return tiktoken.Encoding(
         vocabulary.name,
         pat_str=vocabulary.pattern,
-        mergeable_ranks={lexeme: id_ for id_, lexeme in enumerate(lexemes)},
-        special_tokens={pad.decode(): len(lexemes)},
+        mergeable_ranks=dict(ids[:-n_special]),
+        special_tokens={token.decode(): id_ for token, id_ in ids[-n_special:]},
     )
 
 
@@ -175,7 +179,9 @@ def _codec(vocabulary: Vocabulary) -> CrystaLLMCodec:
 
 @functools.cache
 def _printed(vocabulary: Vocabulary) -> tuple[bytes, ...]:
-    """What each id decodes to: its bytes, and nothing for padding."""
+    """What each id decodes to: its bytes, a newline for the end token of pieces, and nothing for padding."""
+    if vocabulary.kind == "pieces":
+        return (*vocabulary.tokens[:-2], b"\n", b"")
     return (*vocabulary.tokens[:-1], b"")
 
 

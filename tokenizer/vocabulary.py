@@ -3,6 +3,9 @@
 A lossless vocabulary ("kind": "lexemes") has the 256 bytes as ids 0-255, then its classes in file order, then the pad
 token. A class is a list of lexemes or a grid of decimal numbers; the number of decimals written in the grid *is* the
 precision. A lexeme that is a single byte (`H`, `3`, the newline) keeps the byte's id.
+
+A vocabulary of "pieces" (tokenizer/pieces.py) is read in the same way, but no grammar is known over its tokens. So the
+newline that ends a text has a token of its own, before the pad token.
 """
 
 from __future__ import annotations
@@ -49,12 +52,12 @@ class Vocabulary:
     """Token bytes by id, with the classes and numeric values that models and grammars are built from."""
 
     name: str
-    kind: str  # "lexemes": lossless, encoded by tiktoken | "crystallm_v1": the published 371 tokens
-    tokens: tuple[bytes, ...]  # by id; the pad token last where there is one
+    kind: str  # "lexemes", "pieces": lossless, encoded by tiktoken | "crystallm_v1": the published 371 tokens
+    tokens: tuple[bytes, ...]  # by id; the pad token last where there is one, before it the end token of "pieces"
     classes: dict[str, np.ndarray]  # class name -> (n,) int32 ids, numbers ascending, other lexemes in file order
     values: np.ndarray  # (size,) float32, nan where the token is not a number
     decimals: dict[str, int]  # class name -> digits after the point, for the classes that are grids
-    pattern: str  # regular expression that cuts a text into lexemes; "" for crystallm_v1
+    pattern: str  # regular expression that cuts a text into lexemes or pieces; "" for crystallm_v1
     spec: str  # the JSON text it was read from
 
     @property
@@ -101,18 +104,18 @@ def vocabulary_from_spec(spec: str, where: str = "vocabulary") -> Vocabulary:
     try:
         fields = json.loads(spec)
         name, kind = fields["name"], fields["kind"]
-        if kind == "lexemes":
-            return _read_lexemes(name, fields, spec, where)
+        if kind in ("lexemes", "pieces"):
+            return _read_lexemes(name, kind, fields, spec, where)
         if kind == "crystallm_v1":
             return _read_crystallm_v1(name, fields, spec)
     except json.JSONDecodeError as err:
         raise VocabularyError(f"{where}: not JSON: {err}") from err
     except KeyError as err:
         raise VocabularyError(f"{where}: field {err} is missing") from err
-    raise VocabularyError(f"{where}: kind {kind!r} is neither 'lexemes' nor 'crystallm_v1'")
+    raise VocabularyError(f"{where}: kind {kind!r} is neither 'lexemes', 'pieces' nor 'crystallm_v1'")
 
 
-def _read_lexemes(name: str, fields: dict[str, Any], spec: str, where: str) -> Vocabulary:
+def _read_lexemes(name: str, kind: str, fields: dict[str, Any], spec: str, where: str) -> Vocabulary:
     ids: dict[bytes, int] = {bytes([byte]): byte for byte in range(256)}
     classes: dict[str, np.ndarray] = {}
     numbers: list[tuple[np.ndarray, list[float]]] = []
@@ -128,18 +131,20 @@ def _read_lexemes(name: str, fields: dict[str, Any], spec: str, where: str) -> V
         classes[entry["name"]] = np.array(class_ids, dtype=np.int32)
         if values:
             numbers.append((classes[entry["name"]], values))
-    pad = fields["pad"].encode()
-    if pad in ids:
-        raise VocabularyError(f"{where}: the pad token {pad!r} is a lexeme too")
     classes["byte"] = np.arange(256, dtype=np.int32)
-    classes["pad"] = np.array([len(ids)], dtype=np.int32)
-    tokens = (*ids, pad)
+    for special in ("end", "pad") if kind == "pieces" else ("pad",):
+        token = fields[special].encode()
+        if token in ids:
+            raise VocabularyError(f"{where}: the {special} token {token!r} is a lexeme too")
+        classes[special] = np.array([len(ids)], dtype=np.int32)
+        ids[token] = len(ids)
+    tokens = tuple(ids)
     if len(tokens) > MAX_SIZE:
         raise VocabularyError(f"{where}: {len(tokens)} tokens, but shards hold ids below {MAX_SIZE}: coarsen a grid")
     values_by_id = np.full(len(tokens), np.nan, dtype=np.float32)  # (size,)
     for number_ids, values in numbers:
         values_by_id[number_ids] = values
-    return Vocabulary(name, "lexemes", tokens, classes, values_by_id, decimals, fields["pattern"], spec)
+    return Vocabulary(name, kind, tokens, classes, values_by_id, decimals, fields["pattern"], spec)
 
 
 def _expand_grid(grid: dict[str, str], where: str) -> tuple[list[str], list[float], int]:

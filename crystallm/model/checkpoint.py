@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crystallm.config import from_dict, to_dict
+from crystallm.hub import PREFIX, download_model
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 
@@ -45,11 +48,17 @@ def load_checkpoint(
 ) -> tuple[GPT, CIFTokenizer, dict[str, Any]]:
     """(model in evaluation mode, its tokenizer, info) from a checkpoint folder, or from a run's folder: its best.
 
-    `weights`: auto takes the moving average where there is one. `info` is config.json with "path", "weights" and
-    "model_hash" (sha256 of the weights file) added.
+    A file is taken for a released CrystaLLM model (`load_crystallm`). `weights`: auto takes the moving average where
+    there is one. `info` is config.json with "path", "weights" and "model_hash" (sha256 of the weights file) added.
     """
     folder = resolve_checkpoint(path)
+    if folder.is_file():
+        if weights == "ema":
+            raise ValueError(f"{folder}: a CrystaLLM checkpoint has no moving average")
+        return load_crystallm(folder, device)
     info = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "vocabulary_hash" not in info:
+        raise ValueError(f"{folder}: config.json is not a crystallm model's (model_type {info.get('model_type')!r})")
     tokenizer = _tokenizer(info, folder)
     config = from_dict(GPTConfig, info["model"], where=f"{folder}/config.json: ")
     name = ("ema" if (folder / "ema.safetensors").is_file() else "model") if weights == "auto" else weights
@@ -63,9 +72,14 @@ def load_checkpoint(
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder: `path` itself, or its best/, or its last/."""
-    root = Path(path)
-    for folder in (root, root / "best", root / "best.old", root / "last", root / "last.old"):
+    """A checkpoint folder: `path` itself, its best/ or last/, its crystallm/ (bin/export_hf.py); or hf:org/name.
+
+    A file, such as CrystaLLM's ckpt.pt, is a checkpoint by itself.
+    """
+    root = download_model(str(path)) if str(path).startswith(PREFIX) else Path(path)
+    if root.is_file():
+        return root
+    for folder in (root / "crystallm", root, root / "best", root / "best.old", root / "last", root / "last.old"):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
     raise FileNotFoundError(f"{root}: no checkpoint here (config.json beside model.safetensors), nor in best/ or last/")
@@ -107,10 +121,10 @@ def export_checkpoint(
 
 
 def load_crystallm(path: str | Path, device: torch.device | str = "cpu") -> tuple[GPT, CIFTokenizer, dict[str, Any]]:
-    """A released CrystaLLM model (its ckpt.pt), as load_checkpoint gives ours."""
+    """A released CrystaLLM model (its ckpt.pt), as load_checkpoint gives ours. ValueError for any other file."""
     from tokenizer import CIFTokenizer
 
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = _read_crystallm(Path(path))
     arguments = saved["model_args"]
     tokenizer = CIFTokenizer("crystallm_v1")
     if arguments["vocab_size"] not in (None, tokenizer.vocab_size):
@@ -130,10 +144,52 @@ def load_crystallm(path: str | Path, device: torch.device | str = "cpu") -> tupl
         loss="full",
     )
     model = GPT(config, token_spec(tokenizer, "full"))
-    load_weights(model, {_our_name(k): v for k, v in saved["model"].items() if "lm_head" not in k}, str(path))
-    info = {**model_info(config, tokenizer), "path": str(path), "weights": "model"}
-    info["model_hash"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    load_weights(model, {_our_name(k): v for k, v in saved["model"].items() if _is_weight(k)}, str(path))
+    info = {**model_info(config, tokenizer), "path": str(path), "weights": "model", "model_hash": _sha256(Path(path))}
+    info["crystallm"] = {name: float(saved[name]) for name in ("iter_num", "best_val_loss") if name in saved}
     return model.to(device).eval(), tokenizer, info
+
+
+def import_crystallm(source: str | Path, target: str | Path) -> Path:
+    """Write a released CrystaLLM model (its ckpt.pt) as a checkpoint folder, in float32: its numbers do not change.
+
+    An earlier import is replaced; FileExistsError where `target` holds anything but a checkpoint.
+    """
+    folder = Path(target)
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something else; wanted a new folder, or an earlier import")
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such file; wanted CrystaLLM's ckpt.pt")
+    return export_checkpoint(source, folder, dtype=torch.float32)
+
+
+def _read_crystallm(path: Path) -> dict[str, Any]:
+    try:
+        # Two thirds of such a file are the optimizer's: mapped into memory, they are never read.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as err:
+        reason = str(err).strip().partition("\n")[0] or type(err).__name__
+        raise ValueError(f"{path}: no CrystaLLM checkpoint: {reason}") from None
+    got = ", ".join(map(str, list(saved)[:5])) if isinstance(saved, dict) else type(saved).__name__
+    if not isinstance(saved, dict) or not {"model", "model_args"} <= saved.keys():
+        raise ValueError(f"{path}: no CrystaLLM checkpoint: it holds {got}; wanted model and model_args")
+    lacking = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size"} - saved["model_args"].keys()
+    if lacking:
+        raise ValueError(f"{path}: no CrystaLLM checkpoint: its model_args lack {', '.join(sorted(lacking))}")
+    return saved
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_weight(name: str) -> bool:
+    """lm_head is wte once more; code for older PyTorch saved a causal mask with every layer, attn.bias."""
+    return "lm_head" not in name and not name.endswith(".attn.bias")
 
 
 def _our_name(name: str) -> str:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from crystallm.resources import resource_path
 from crystallm.sample.constraints import Constraint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.logits import Draw
-from crystallm.sample.prompts import Mode, Prompt, begin, parse_prompt, read_prompts
+from crystallm.sample.prompts import Mode, Prompt, read_prompts
 from crystallm.sample.rules import Rules, rules_of
+from crystallm.sample.text_forms import text_form
 from crystallm.version import __version__
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = "resources/model"
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
+CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class GenerateConfig:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None  # None: a fresh one
-    constraints: Mode = "full"
+    constraints: Mode | None = None  # None: the strongest there are for what the model writes
     min_distance_ang: float | None = None  # between any two atoms; None: by their covalent radii, as the checks do
     restarts: int = 20  # a sample that no token can follow is drawn again, up to so many times
     until_valid: bool = False  # draw until `num` are valid
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
     unique: bool = False  # reject what matches an earlier one
     rules: str = "default"  # checks: default | crystallm | cdvae | none
-    model: str | None = None  # checkpoint; None: the bundled one
+    model: str | None = None  # checkpoint folder, or a CrystaLLM ckpt.pt; None: the bundled one
     device: str = "auto"  # auto | cpu | cuda | mps
-    batch: int = 256  # sequences at once
+    batch: int = 256  # sequences at once, fewer where their cache would not fit in memory
     workers: int | None = 0  # processes for the checks; None: one a core
     keep_rejected: bool = False  # write them too
     out: str | None = None  # folder, .tar or .parquet
@@ -70,7 +70,7 @@ class GenerateConfig:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
-        if self.constraints not in ("none", "syntax", "full"):
+        if self.constraints not in (None, "none", "syntax", "full"):
             raise ValueError(f"constraints must be none, syntax or full, got {self.constraints!r}")
         self.draw  # noqa: B018  (its values are checked too)
 
@@ -102,30 +102,41 @@ class Generator:
 
     def __init__(self, model: GPT, tokenizer: CIFTokenizer, info: dict[str, Any] | None = None):
         self.model, self.tokenizer, self.info = model, tokenizer, info or {}
-        self.rules: Rules = rules_of(tokenizer.vocabulary)
+        self.form = text_form(tokenizer)
+
+    @property
+    def rules(self) -> Rules:
+        """Of the canonical text."""
+        return rules_of(self.tokenizer.vocabulary)
 
     @classmethod
     def load(cls, model: str | Path | None = None, device: str = "auto") -> Generator:
-        """From a checkpoint folder; the bundled model where none is named. Kept while the checkpoint stays the same."""
+        """From a checkpoint folder, or from a CrystaLLM ckpt.pt; the bundled model where none is named.
+
+        Kept while the checkpoint stays the same.
+        """
         from crystallm.model.checkpoint import resolve_checkpoint
 
-        folder = resolve_checkpoint(resource_path(BUNDLED_MODEL) if model is None else model)
-        stamps = tuple((file.name, file.stat().st_mtime_ns) for file in sorted(folder.iterdir()))
-        return _load(str(folder), str(pick_device(device)), stamps)
+        path = resolve_checkpoint(resource_path(BUNDLED_MODEL) if model is None else model)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stamps = tuple((file.name, file.stat().st_mtime_ns) for file in files)
+        return _load(str(path), str(pick_device(device)), stamps)
 
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
         asked = (config.space_group, config.formula_units)
-        return self.generate_from([parse_prompt(source, *asked) for source in read_prompts(config.prompt)], config)
+        return self.generate_from([self.form.prompt(source, *asked) for source in read_prompts(config.prompt)], config)
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
         if config.seed is None:
             config = replace(config, seed=secrets.randbits(32))
+        mode = config.constraints or self.form.best_constraints
+        config = replace(config, constraints=mode)
         series = [_Series(prompt) for prompt in prompts]
         seen: dict[str, int] = {}
         for number, one in enumerate(series):
-            one.ids, one.new_constraint = begin(one.prompt, self.rules, config.constraints, config.min_distance_ang)
+            one.ids, one.new_constraint = self.form.begin(one.prompt, mode, config.min_distance_ang)
             key = f"{one.prompt.text}{one.prompt.request}"
             one.stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
             one.first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
@@ -140,31 +151,38 @@ class Generator:
         wanted = [(one, one.first + len(one.records) + k) for one in series for k in range(one.n_wanted(config))]
         jobs = {one.stream << 32 | k: (one, k) for one, k in wanted}
         samples = {sample.index: sample for sample in self.sample(jobs.items(), config)}
-        records = [self.record(samples[index], one, k, config) for index, (one, k) in jobs.items()]
-        if config.rules != "none":
-            from crystallm.checks.filter import FilterConfig, filter_records
-
-            records = list(filter_records(records, FilterConfig(config.rules, workers=config.workers)))
+        drawn = [self.record(samples[index], one, k, config) for index, (one, k) in jobs.items()]
+        records = self._checked(drawn, config)
         for (one, _), record in zip(jobs.values(), records, strict=True):
             one.add(record, config)
 
+    def _checked(self, records: list[CIFRecord], config: GenerateConfig) -> list[CIFRecord]:
+        if config.rules == "none":
+            return records
+        from crystallm.checks.filter import FilterConfig, filter_records
+
+        return list(filter_records(records, FilterConfig(config.rules, workers=config.workers)))
+
+    def records_of(
+        self, samples: Iterable[Sample], prompt: Prompt, config: GenerateConfig, first: int = 0
+    ) -> list[CIFRecord]:
+        """Records, checked, of samples that a search has drawn for this prompt; they are numbered from `first` on."""
+        series = _Series(prompt)
+        return self._checked([self.record(one, series, k, config) for k, one in enumerate(samples, first)], config)
+
     def sample(self, jobs: Iterable[tuple[int, tuple[_Series, int]]], config: GenerateConfig) -> Iterator[Sample]:
-        grammar = self.rules.grammar
-        slots = [*grammar.slot_tokens, np.arange(self.tokenizer.vocab_size)]  # the last for constraints=none
-        engine = Engine(self.model, slots, config.batch)
+        engine = Engine(self.model, self.form.slot_tokens, min(config.batch, rows_that_fit(self.model)))
         assert config.seed is not None
         queue = (Job(index, one.ids, one.new_constraint, config.restarts) for index, (one, _) in jobs)
         return engine.run(queue, config.seed, config.draw)
 
     def record(self, sample: Sample, series: _Series, k: int, config: GenerateConfig) -> CIFRecord:
         """The sample as text, full CIF and provenance, or with the reason why it has no end."""
-        from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError
-        from crystallm.cif import write_cif
         from crystallm.records import CIFRecord
 
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
-        provenance = self._provenance(series, k, config) | {"restarts": sample.n_restarts}
+        provenance = self._provenance(series, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
         record = CIFRecord(
             id=f"gen-{series.name}{k - series.first:06d}",
             cif=text,
@@ -179,12 +197,7 @@ class Generator:
         )
         if sample.stopped != "end":
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)
-        try:
-            return replace(record, cif=write_cif(AsymmetricUnit.from_text(text), provenance))
-        except CanonicalError as err:
-            return replace(record, rejected_by=err.reason, reason=str(err))
-        except ValueError as err:  # a cell without volume
-            return replace(record, rejected_by="bad_cell", reason=str(err))
+        return self.form.finish(record)
 
     def _provenance(self, series: _Series, k: int, config: GenerateConfig) -> dict[str, Any]:
         settings = {
@@ -245,8 +258,8 @@ class _Series:
 def _mark_duplicate(record: CIFRecord, earlier: Sequence[CIFRecord]) -> CIFRecord:
     from crystallm.checks.known import find_match
 
-    kept = [other for other in earlier if other.rejected_by is None]
-    match = find_match(record.text, [other.text for other in kept])
+    kept = [other for other in earlier if other.rejected_by is None and other.text]
+    match = find_match(record.text, [other.text for other in kept]) if record.text else None
     if match is None:
         return record
     return replace(record, rejected_by="duplicate", reason=f"the same crystal as {kept[match].id}")
@@ -257,6 +270,16 @@ def _load(folder: str, device: str, stamps: tuple[tuple[str, int], ...]) -> Gene
     from crystallm.model.checkpoint import load_checkpoint
 
     return Generator(*load_checkpoint(folder, device))
+
+
+def rows_that_fit(model: GPT) -> int:
+    """Sequences whose keys and values fit in CACHE_BYTES, or half of a GPU's free memory, if all grow to the end."""
+    import torch
+
+    config, weight = model.config, next(model.parameters())
+    row_bytes = 2 * config.n_layer * config.block_size * config.n_embd * weight.element_size()
+    free = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else CACHE_BYTES
+    return max(1, free // row_bytes)
 
 
 def pick_device(name: str) -> torch.device:

@@ -33,6 +33,7 @@ _UNITS = "\n_crystallm_primitive_formula_units "
 _GROUP = "\n_symmetry_space_group_name_H-M"
 _MAX_COUNT = 999  # the largest integer with a token
 _SHOWN = 8  # alternatives listed in an error
+_CIF_LINE = re.compile(r"^(?:loop_|_[a-z]+_)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _formula_prompt(source: str, conditions: str, composition: dict[str, int], r
 
 
 def read_prompts(prompt: str | Path | Sequence[str] | None) -> list[str]:
-    """The prompts that one argument stands for: itself, each line of a file, or the whole of a .cif file."""
+    """The prompts that one argument stands for: itself, each line of a file, or the whole of a file of CIF text."""
     if prompt is None:
         return [""]
     if not isinstance(prompt, (str, Path)):
@@ -119,7 +120,7 @@ def read_prompts(prompt: str | Path | Sequence[str] | None) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise PromptError(f"{path}: cannot read prompts from it: {err}") from err
-    if path.suffix.lower() == ".cif":
+    if path.suffix.lower() == ".cif" or _CIF_LINE.search(text):
         return [text]
     lines = [line.strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.search import SearchConfig, SearchResult, search
+from crystallm.sample.selection import polymorph_table, write_polymorphs
 
 if TYPE_CHECKING:
     from crystallm.checks.fingerprints import KnownFingerprints
@@ -52,6 +55,8 @@ def table(records: Sequence[CIFRecord], find_known: Callable[[str], str | None] 
 
 
 def _row(record: CIFRecord, find_known: Callable[[str], str | None] | None) -> tuple[str, ...]:
+    if not record.text:
+        return _row_without_text(record)
     unit = AsymmetricUnit.from_text(record.text)
     crystal = record.crystal or unit.to_crystal()
     a, b, c, alpha, beta, gamma = unit.cell
@@ -71,6 +76,24 @@ def _row(record: CIFRecord, find_known: Callable[[str], str | None] | None) -> t
     )
 
 
+def _row_without_text(record: CIFRecord) -> tuple[str, ...]:
+    """Of a crystal in another form than ours that the canonical text cannot describe: as the model wrote it."""
+    crystal, header = parse_cif(record.cif)
+    return (
+        record.id,
+        crystal.reduced_formula,
+        f"{header.space_group_symbol} ({header.space_group_number})",
+        *(f"{length:.2f}" for length in crystal.cell[:3]),
+        *(f"{angle:.1f}" for angle in crystal.cell[3:]),
+        "-",
+        f"{crystal.volume_ang3 / crystal.n_atoms:.1f}",
+        f"{crystal.density_g_per_cm3:.2f}",
+        f"{shortest_distance(crystal.lattice, crystal.frac_coords):.2f}",
+        f"{record.scores['log_likelihood_nats']:.1f}",
+        "-",
+    )
+
+
 def summary(records: Sequence[CIFRecord]) -> str:
     """`kept 7 of 8`, and a line for each reason, with its first case."""
     counts = Counter(record.rejected_by for record in records if record.rejected_by is not None)
@@ -85,22 +108,45 @@ def summary(records: Sequence[CIFRecord]) -> str:
     return "\n".join(lines)
 
 
-def run(config: GenerateConfig) -> list[CIFRecord]:
-    """Generate, print, write: what bin/sample.py does."""
+def run(config: GenerateConfig, settings: SearchConfig | None = None) -> list[CIFRecord]:
+    """Generate or, with `settings`, search; print, write: what bin/sample.py does."""
     generator = Generator.load(config.model, config.device)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(32))
-    records = generator.generate(config)
+    results = search(config.prompt, settings, config) if settings else []
+    records = [record for result in results for record in result.records] if settings else generator.generate(config)
     find_known, note = _known(config, generator)
     valid = [record for record in records if record.rejected_by is None]
-    if valid:
+    for result in results:
+        print(search_summary(result, find_known))
+    if valid and not settings:
         print(table(valid, find_known))
     print(summary(records))
     print(f"seed {config.seed}; {note}")
+    if generator.form.note:
+        print(generator.form.note)
     if config.out is not None:
         count = write_records(config.out, records if config.keep_rejected else valid)
         print(f"{count} written to {config.out}")
+        if settings:
+            path = Path(config.out).resolve()
+            path = path.with_name(f"{path.name.partition('.')[0]}.polymorphs.csv")  # a folder of CIFs holds CIFs only
+            write_polymorphs(path, [(result.prompt, result.polymorphs) for result in results])
+            print(f"polymorphs written to {path}")
     return records
+
+
+def search_summary(result: SearchResult, find_known: Callable[[str], str | None] | None = None) -> str:
+    """The distinct crystals, and the answer among them."""
+    lines = [f"{result.prompt or 'unprompted'}: {len(result.polymorphs)} distinct crystals", ""]
+    if result.polymorphs:
+        lines = [*lines, polymorph_table(result.polymorphs), ""]
+    if result.answer is None:
+        lines.append("no answer: no record is valid")
+    else:
+        lines += [f"answer, by {result.selected_by}:", table([result.records[result.answer]], find_known), ""]
+    lines.append(f"cost: {result.n_structures} structures, {result.n_tokens} tokens")
+    return "\n".join(lines)
 
 
 def _known(config: GenerateConfig, generator: Generator) -> tuple[Callable[[str], str | None] | None, str]:

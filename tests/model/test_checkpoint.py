@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from crystallm.model.checkpoint import (
     export_checkpoint,
+    import_crystallm,
     load_checkpoint,
     load_crystallm,
     load_weights,
@@ -114,39 +116,86 @@ def gpt2_logits(weights: dict[str, Tensor], ids: Tensor, n_layer: int, n_head: i
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_released_crystallm_weights_run_in_the_same_class(tmp_path: Path, bias: bool):
+def crystallm_file(
+    path: Path, bias: bool, std: float, n_layer: int = 2, n_head: int = 2, C: int = 16
+) -> dict[str, Any]:
+    """A random checkpoint in the published format; returns what the file holds."""
     generator = torch.Generator().manual_seed(0)
-    n_layer, n_head, C, block_size, vocab_size = 2, 2, 16, 24, 371
-    shapes = {"wte.weight": (vocab_size, C), "wpe.weight": (block_size, C), "ln_f.weight": (C,)}
-    if bias:
-        shapes["ln_f.bias"] = (C,)
+    block_size, vocab_size = 24, 371
+    shapes: dict[str, tuple[int, ...]] = {"wte": (vocab_size, C), "wpe": (block_size, C), "ln_f": (C,)}
     for i in range(n_layer):
         matrices = {"attn.c_attn": (3 * C, C), "attn.c_proj": (C, C), "mlp.c_fc": (4 * C, C), "mlp.c_proj": (C, 4 * C)}
-        for name, shape in matrices.items():
-            shapes[f"h.{i}.{name}.weight"] = shape
-            if bias:
-                shapes[f"h.{i}.{name}.bias"] = shape[:1]
-        for name in ("ln_1", "ln_2"):
-            shapes[f"h.{i}.{name}.weight"] = (C,)
-            if bias:
-                shapes[f"h.{i}.{name}.bias"] = (C,)
-    weights = {f"_orig_mod.transformer.{n}": torch.randn(s, generator=generator) * 0.5 for n, s in shapes.items()}
+        shapes |= {f"h.{i}.{name}": shape for name, shape in ({"ln_1": (C,), "ln_2": (C,)} | matrices).items()}
+    named = {f"{name}.weight": shape for name, shape in shapes.items()}
+    if bias:
+        named |= {f"{name}.bias": shape[:1] for name, shape in shapes.items() if name not in ("wte", "wpe")}
+    weights = {f"_orig_mod.transformer.{n}": torch.randn(s, generator=generator) * std for n, s in named.items()}
+    for name in weights:
+        if ".ln_" in name and name.endswith("weight"):
+            weights[name] += 1
     weights["_orig_mod.lm_head.weight"] = weights["_orig_mod.transformer.wte.weight"]
     arguments = {"n_layer": n_layer, "n_head": n_head, "n_embd": C, "block_size": block_size, "bias": bias}
-    arguments["vocab_size"] = vocab_size
-    torch.save({"model": weights, "model_args": {**arguments, "dropout": 0.1}, "iter_num": 1}, tmp_path / "ckpt.pt")
+    arguments |= {"vocab_size": vocab_size, "dropout": 0.1}
+    saved = {"model": weights, "model_args": arguments, "iter_num": 7, "best_val_loss": torch.tensor(0.5)}
+    torch.save(saved, path)
+    return saved
 
+
+@pytest.mark.parametrize(("bias", "std"), [(False, 0.02), (True, 0.02), (True, 0.2)])
+def test_released_crystallm_weights_run_in_the_same_class(tmp_path: Path, bias: bool, std: float):
+    """The published sizes are 0.02; ten times that makes every part of the sum count."""
+    n_layer, n_head, width = 4, 4, 32
+    weights = crystallm_file(tmp_path / "ckpt.pt", bias, std, n_layer, n_head, width)["model"]
     model, tokenizer, info = load_crystallm(tmp_path / "ckpt.pt")
-    ids = torch.randint(0, vocab_size, (24,), generator=generator)
+    ids = torch.randint(0, 371, (24,), generator=torch.Generator().manual_seed(1))
     expected = gpt2_logits(weights, ids, n_layer, n_head)
     with torch.no_grad():
-        torch.testing.assert_close((model(ids[None]) @ model.table().T)[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close((model(ids[None]) @ model.table().T)[0], expected, atol=1e-5, rtol=1e-5)
         total, _ = model.log_likelihood([ids.numpy()])
     nats = F.cross_entropy(expected[:-1], ids[1:], reduction="sum")
-    assert float(total) == pytest.approx(-float(nats), rel=1e-4)
+    assert float(total) == pytest.approx(-float(nats), rel=1e-5)
     assert tokenizer.name == info["vocabulary"] == "crystallm_v1"
 
-    torch.save({"model": weights, "model_args": {**arguments, "vocab_size": 400}}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="vocab_size is 400, the published vocabulary has 371"):
-        load_crystallm(tmp_path / "odd.pt")
+
+def test_an_import_is_the_same_model(tmp_path: Path):
+    """In float32, to the last bit, and it loads as any checkpoint does; so does the file itself."""
+    crystallm_file(tmp_path / "ckpt.pt", True, 0.2)
+    folder = import_crystallm(tmp_path / "ckpt.pt", tmp_path / "imported")
+    ids = torch.arange(24)[None]
+    logits = []
+    for path in (tmp_path / "ckpt.pt", folder):
+        model, tokenizer, info = load_checkpoint(path)
+        assert tokenizer.name == "crystallm_v1" and info["crystallm"] == {"iter_num": 7.0, "best_val_loss": 0.5}
+        with torch.no_grad():
+            logits.append(model(ids) @ model.table().T)
+    assert torch.equal(*logits)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    import_crystallm(tmp_path / "ckpt.pt", folder)  # once more replaces it
+    with pytest.raises(ValueError, match="has no moving average"):
+        load_checkpoint(tmp_path / "ckpt.pt", weights="ema")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        import_crystallm(tmp_path / "ckpt.pt", tmp_path)
+
+
+def test_files_that_are_no_crystallm_checkpoint(tmp_path: Path):
+    path = tmp_path / "ckpt.pt"
+    saved = crystallm_file(path, False, 0.02)
+    for change, message in (
+        (
+            {"model_args": {**saved["model_args"], "vocab_size": 400}},
+            "vocab_size is 400, the published vocabulary has 371",
+        ),
+        ({"model_args": {"n_layer": 2}}, "its model_args lack bias, block_size, n_embd, n_head, vocab_size"),
+        ({"model": {**saved["model"], "transformer.extra": torch.zeros(1)}}, r"extra is unknown \(1 such\)"),
+    ):
+        torch.save({**saved, **change}, path)
+        with pytest.raises(ValueError, match=message):
+            load_crystallm(path)
+    torch.save(saved["model"], path)
+    with pytest.raises(ValueError, match=r"no CrystaLLM checkpoint: it holds _orig_mod\.transformer\.wte\.weight"):
+        load_crystallm(path)
+    path.write_text("data_NaCl\n")
+    with pytest.raises(ValueError, match="no CrystaLLM checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        import_crystallm(tmp_path / "none.pt", tmp_path / "out")

@@ -1,0 +1,68 @@
+"""Models that others share: `hf:org/name` or `hf:org/name@revision` as a local folder, by way of `huggingface_hub`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+PREFIX = "hf:"
+DEFAULT_ENDPOINT = "https://huggingface.co"
+# A repository of bin/export_hf.py has the checkpoint in crystallm/; one of bin/export_model.py is a checkpoint.
+FIRST = ["crystallm/*", "config.json"]
+CHECKPOINT = ["config.json", "*.safetensors", "known.npz"]
+
+
+def download_model(name: str) -> Path:
+    """The folder of a shared model's checkpoint, downloaded once and kept in the Hugging Face cache.
+
+    The environment variables of `huggingface_hub` hold: HF_ENDPOINT (a mirror), HF_HOME (the cache), HF_HUB_OFFLINE,
+    HF_TOKEN. Without a connection, what was downloaded before is used. Raises ValueError for a name that is none or a
+    repository without a model of ours, FileNotFoundError where there is no such repository or no way to reach it.
+    """
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} names no shared model; wanted hf:organisation/name or hf:organisation/name@revision"
+        )
+    repository, revision = match.groups()
+    folder = _snapshot(name, repository, revision, FIRST)
+    if (folder / "crystallm/config.json").is_file():
+        return folder / "crystallm"
+    if _is_ours(folder / "config.json"):
+        return _snapshot(name, repository, revision, CHECKPOINT)
+    raise ValueError(
+        f"{name} is not a crystallm model: wanted crystallm/config.json, as bin/export_hf.py writes it, or a checkpoint"
+    )
+
+
+def _snapshot(name: str, repository: str, revision: str | None, files: list[str]) -> Path:
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as err:
+        raise ImportError(f"{name} needs huggingface_hub: install crystallm with its extra `hf`") from err
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files, endpoint=endpoint))
+    except errors.HFValidationError as err:
+        raise ValueError(f"{name}: {err}") from err
+    except errors.RevisionNotFoundError as err:
+        raise FileNotFoundError(f"{name}: the repository at {endpoint} has no revision {revision!r}") from err
+    except errors.GatedRepoError as err:
+        raise FileNotFoundError(
+            f"{name}: access has to be granted at {endpoint}/{repository}, then HF_TOKEN set"
+        ) from err
+    except errors.RepositoryNotFoundError as err:
+        raise FileNotFoundError(
+            f"{name}: no repository {repository!r} at {endpoint}; a private one needs HF_TOKEN"
+        ) from err
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as err:
+        reason = str(err).partition("\n")[0]
+        raise FileNotFoundError(
+            f"{name}: cannot be reached at {endpoint} and was not downloaded before ({reason})"
+        ) from err
+
+
+def _is_ours(config: Path) -> bool:
+    return config.is_file() and "vocabulary_hash" in json.loads(config.read_text(encoding="utf-8"))

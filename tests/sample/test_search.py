@@ -1,0 +1,255 @@
+"""Searches by name, with an untrained model: what is asked for is drawn, pooled, weighed, written."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.model.checkpoint import model_info
+from crystallm.model.gpt import GPT
+from crystallm.records import CIFRecord, read_records
+from crystallm.sample.composition import Request
+from crystallm.sample.formulas import PromptError
+from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.prefixes import NextToken
+from crystallm.sample.prompts import begin, benchmark_prompt, parse_prompt
+from crystallm.sample.report import run
+from crystallm.sample.rules import Rules
+from crystallm.sample.scorers import Scorer, find_scorer
+from crystallm.sample.search import SearchConfig, SearchResult, group_probabilities, search_from
+from tokenizer import CIFTokenizer
+
+SETTINGS = {"width": 3, "leaves": 4, "groups": 3, "max_formula_units": 2}
+
+
+@pytest.fixture(scope="module")
+def generator(random_gpt: GPT, tokenizer: CIFTokenizer) -> Generator:
+    return Generator(random_gpt, tokenizer)
+
+
+def search(generator: Generator, name: str, prompt: str = "NaCl", num: int = 4, **settings: object) -> SearchResult:
+    """Without checks, which an untrained model's samples would hardly pass, and which cost most of the time."""
+    given = {key: settings.pop(key) for key in ("seed", "space_group", "temperature") if key in settings}
+    config = GenerateConfig(num=num, rules="none", restarts=3, **{"seed": 0, **given})  # type: ignore[arg-type]
+    asked = parse_prompt(prompt, config.space_group, 1 if name == "mcts" else None)
+    if prompt == "NaCl" and config.space_group is None:
+        asked = replace(asked, request=Request(given_units=2))  # an untrained model would make huge cells
+    return search_from(generator, [asked], SearchConfig(name, **SETTINGS | settings), config)[0]  # type: ignore[arg-type]
+
+
+def units(result: SearchResult) -> list[AsymmetricUnit]:
+    return [AsymmetricUnit.from_text(record.text) for record in result.records if record.rejected_by is None]
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "self_consistency", "formula_units", "space_groups", "beam", "mcts"])
+def test_every_search(name: str, generator: Generator) -> None:
+    """Numbered records, one of them the answer; provenance and cost; the same again with the same seed."""
+    result = search(generator, name, "KMgF3" if name == "mcts" else "NaCl", 5 if name == "mcts" else 2)
+    assert [record.id for record in result.records] == [f"gen-{k:06d}" for k in range(len(result.records))]
+    assert result.answer is not None and result.records[result.answer].rejected_by is None
+    for k, record in enumerate(result.records):
+        stated = record.provenance["search"]
+        assert stated["name"] == name and stated["answer"] == (k == result.answer)
+        assert stated["cost"] == {"structures": result.n_structures, "tokens": result.n_tokens}
+        assert stated["selected_by"] == result.selected_by and json.dumps(record.provenance)
+    assert result.n_structures >= len(result.records) and result.n_tokens > 10
+    valid = sum(record.rejected_by is None for record in result.records)
+    assert sum(row.n for row in result.polymorphs) == valid
+    assert sum(row.share for row in result.polymorphs) == pytest.approx(1)
+    again = search(generator, name, "KMgF3" if name == "mcts" else "NaCl", 5 if name == "mcts" else 2)
+    assert [record.text for record in again.records] == [record.text for record in result.records]
+    assert again.answer == result.answer
+
+
+def test_best_of_n_is_the_likeliest_of_the_same_draws(generator: Generator) -> None:
+    best, consistent = search(generator, "best_of_n"), search(generator, "self_consistency")
+    assert [record.text for record in best.records] == [record.text for record in consistent.records]
+    valid = [record for record in best.records if record.rejected_by is None]
+    likeliest = max(valid, key=lambda record: record.scores["log_likelihood_nats"])
+    assert best.answer is not None and best.records[best.answer].id == likeliest.id
+
+
+def test_strata_of_formula_units(generator: Generator) -> None:
+    """Each number that the limit, and the cell of a benchmark's prompt, allow; its probability stays in the scores."""
+    result = search(generator, "formula_units", num=2)
+    assert [record.provenance["search"]["stratum"] for record in result.records] == [
+        {"formula_units": 1}, {"formula_units": 1}, {"formula_units": 2}, {"formula_units": 2},
+    ]  # fmt: skip
+    for record in result.records:
+        stated = f"\n_crystallm_primitive_formula_units {record.provenance['search']['stratum']['formula_units']}\n"
+        assert stated in record.text
+    crystal = AsymmetricUnit.from_text(units(result)[-1].to_text()).to_crystal()
+    n_units = crystal.n_atoms // 2
+    config = GenerateConfig(num=1, rules="none", seed=0)
+    settings = SearchConfig("formula_units", max_formula_units=n_units + 3)
+    (benchmark,) = search_from(generator, [benchmark_prompt(crystal)], settings, config)
+    strata = [record.provenance["search"]["stratum"]["formula_units"] for record in benchmark.records]
+    assert strata == [n for n in range(1, n_units + 1) if n_units % n == 0]
+
+
+def test_strata_of_space_groups(generator: Generator) -> None:
+    result = search(generator, "space_groups", num=2)
+    drawn = Counter(record.provenance["search"]["stratum"]["space_group"] for record in result.records)
+    assert list(drawn.values()) == [2, 2, 2] and [str(number) for number in drawn] == list(result.strata)
+    for unit, record in zip(units(result), (r for r in result.records if r.rejected_by is None), strict=True):
+        assert unit.space_group_number == record.provenance["search"]["stratum"]["space_group"]
+    assert result.selected_by == "weighted_self_consistency"
+
+
+@torch.no_grad()
+def test_group_probabilities(generator: Generator, rules: Rules, random_gpt: GPT) -> None:
+    """With the formula units given, the softmax at the group's slot by a full pass; else a mean over units."""
+    prompt = parse_prompt("CaTiO3", None, 2)
+    found = group_probabilities(generator, prompt)
+    ids, new_constraint = begin(prompt, rules)
+    slot, _, mask = new_constraint().choice()
+    tokens = rules.grammar.slot_tokens[slot].astype(np.int64)
+    logits = random_gpt.table()[torch.from_numpy(tokens)] @ random_gpt(torch.tensor([ids]))[0, -1]
+    expected = torch.softmax(logits, dim=0)
+    assert mask is not None and set(found) <= {rules.group_of[t] for t in tokens[mask].tolist()} and len(found) > 50
+    kept = sum(p for t, p in zip(tokens.tolist(), expected.tolist(), strict=True) if rules.group_of[t] in found)
+    for token, probability in zip(tokens.tolist(), expected.tolist(), strict=True):
+        if rules.group_of[token] in found:
+            assert found[rules.group_of[token]] == pytest.approx(probability / kept, rel=1e-4)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_stratum_s_probability_is_in_the_weights(generator: Generator) -> None:
+    """What the request forces counts as mass that was cut: so importance weights undo the stratification."""
+    prompt = parse_prompt("NaCl", None, 1)
+    config = GenerateConfig(num=2, rules="none", seed=1)
+    likely = group_probabilities(generator, prompt)
+    (result,) = search_from(generator, [prompt], SearchConfig("space_groups", groups=4), config)
+    ids, new_constraint = begin(prompt, generator.rules)
+    constraint = new_constraint()
+    groups = constraint.choice()
+    options = NextToken(generator.model, generator.form.slot_tokens)
+    scored = options.options(options.after([ids], [groups.slot])[0], groups.slot, None)
+    p = {generator.rules.group_of[int(t)]: lp for t, lp in zip(scored.tokens, scored.log_probs, strict=True)}
+    for record in result.records:
+        number = record.provenance["search"]["stratum"]["space_group"]
+        # What later masks cut comes on top of the group's own probability, and can only lower it.
+        assert record.scores["log_mask_mass_nats"] <= p[number] + 1e-4
+    assert {r.provenance["search"]["stratum"]["space_group"] for r in result.records} == set(list(likely)[:4])
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "settings", "error", "message"),
+    [
+        ("space_groups", "Na-Cl", {}, PromptError, "with a formula"),
+        ("space_groups", "NaCl", {"space_group": "Fm-3m"}, PromptError, "without a space group"),
+        ("formula_units", "data_NaCl\n_crystallm_primitive_formula_units 2", {}, PromptError, "already"),
+        ("deepest", "NaCl", {}, ValueError, "best_of_n, self_consistency.*got 'deepest'"),
+        ("beam", "NaCl", {"width": 0}, ValueError, "width"),
+        ("mcts", "NaCl", {"scorer": "hardness"}, ValueError, "no scorer 'hardness'.*density"),
+        ("mcts", "NaCl", {"scorer": "math:nothing"}, ValueError, "math:nothing.*module:function"),
+    ],
+)
+def test_what_cannot_be_searched(
+    name: str, prompt: str, settings: dict, error: type[Exception], message: str, generator: Generator
+) -> None:
+    with pytest.raises(error, match=message):
+        search(generator, name, prompt, **settings)
+
+
+def test_searches_need_constraints(generator: Generator) -> None:
+    for config, message in (
+        (GenerateConfig(constraints="syntax"), "constraints=full"),
+        (GenerateConfig(until_valid=True), "until_valid"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search_from(generator, [parse_prompt("NaCl")], SearchConfig("beam"), config)
+
+
+# ---------------------------------------------------------------- scorers
+
+
+def shortest_text(records: list[CIFRecord]) -> list[float]:
+    """A user's own scorer, found by `module:function`."""
+    return [-float(len(record.text)) for record in records]
+
+
+def test_a_function_of_one_s_own_leads_the_tree(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = type(sys)("my_scorers")
+    module.shortest_text = shortest_text  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_scorers", module)
+    result = search(generator, "mcts", "KMgF3", 8, scorer="my_scorers:shortest_text")
+    valid = [record for record in result.records if record.rejected_by is None]
+    assert result.selected_by == "shortest_text" and result.answer is not None
+    assert all(record.scores["shortest_text"] == -len(record.text) for record in valid)
+    assert len(result.records[result.answer].text) == min(len(record.text) for record in valid)
+
+
+def test_scorers_by_hand(root: Path) -> None:
+    records = [
+        CIFRecord("salt", (root / "tests" / "cifs" / "NaCl.cif").read_text()),
+        CIFRecord("broken", "", rejected_by="parse"),
+        CIFRecord("silicon", (root / "tests" / "cifs" / "Si.cif").read_text()),
+    ]
+    scored, values = find_scorer("density").apply(records)
+    assert [record.scores.get("density_g_per_cm3") for record in scored] == [values[0], None, values[2]]
+    assert values[0] == pytest.approx(2.16, abs=0.03) and values[2] == pytest.approx(2.33, abs=0.03)
+    assert find_scorer("min:density").apply(records)[1] == [-values[0], None, -values[2]]  # type: ignore[operator]
+    volume = find_scorer("volume_per_atom")
+    assert volume.selection == "min:volume_per_atom_ang3" and find_scorer("max:volume_per_atom").higher_is_better
+    nan = Scorer("energy", lambda valid: [float("nan"), 1.0])
+    scored, values = nan.apply(records)
+    assert [record.rejected_by for record in scored] == ["score", "parse", None] and values == [None, None, 1.0]
+    with pytest.raises(ValueError, match="energy gave 1 scores for 2"):
+        Scorer("energy", lambda valid: [1.0]).apply(records)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_gpt: GPT, tokenizer: CIFTokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_file(dict(random_gpt.named_parameters()), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model_info(random_gpt.config, tokenizer)))
+    return str(folder)
+
+
+def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = GenerateConfig(
+        prompt="NaCl",
+        space_group="225",
+        formula_units=1,
+        num=3,
+        seed=0,
+        model=checkpoint,
+        rules="none",
+        out=str(tmp_path / "nacl"),
+    )
+    records = run(config, SearchConfig("self_consistency"))
+    printed = capsys.readouterr().out
+    assert "distinct crystals" in printed and "answer, by self_consistency:" in printed and "cost: " in printed
+    assert "Fm-3m (225)" in printed and "weighted %" in printed
+    lines = (tmp_path / "nacl.polymorphs.csv").read_text().splitlines()
+    assert lines[0].startswith("prompt,formula,n,share") and lines[1].startswith("NaCl,NaCl,")
+    read = list(read_records(tmp_path / "nacl"))
+    assert [record.provenance["search"] for record in read] == [
+        record.provenance["search"] for record in records if record.rejected_by is None
+    ]
+
+
+def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--policy", "uct"], "--policy goes with --search"),
+        (["--search", "beam", "--width", "0"], "width must be at least 1"),
+        (["--search", "space_groups", "--prompt", "Na-Cl"], "wants a prompt with a formula"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(root / "bin" / "sample.py"), run_name="__main__")
+        assert message in capsys.readouterr().err
