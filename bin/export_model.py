@@ -1,7 +1,8 @@
 """Make a model small enough to share:  python bin/export_model.py runs/mine --records data/mine/records.parquet --out m
 
-Writes the averaged weights in 16 bits, their config.json and, from the records, known.npz: hashes by which
-bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any of them.
+Writes the averaged weights in 16 bits, their config.json and, from the records and the shards beside them, known.npz
+(hashes by which bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any
+of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from crystallm.checks.fingerprints import KnownFingerprints
-from crystallm.model.checkpoint import export_checkpoint
+from crystallm.model.checkpoint import export_checkpoint, load_checkpoint
+from crystallm.report.embeddings import save_counts, training_counts
 
 
 def main() -> None:
@@ -26,6 +28,10 @@ def main() -> None:
         table = pq.read_table(options.records, columns=["id", "text"], filters=[("split", "=", "train")])
         known = KnownFingerprints.from_texts(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
         known.save(folder / "known.npz")
+        model, tokenizer, info = load_checkpoint(options.model)
+        counts, _ = training_counts(model, tokenizer, info, Path(options.records).parent)
+        assert counts is not None
+        save_counts(folder, counts, tokenizer)
         print(f"{len(known):,} fingerprints of {table.num_rows:,} training crystals")
     print(f"{sum(file.stat().st_size for file in Path(folder).iterdir()):,} bytes written to {folder}")
 

@@ -132,10 +132,12 @@ def training_counts(
             if str(archive["vocabulary_hash"]) != tokenizer.hash:
                 raise ShardError(f"{beside}: counts of another vocabulary than the model's {tokenizer.name!r}")
             return archive["counts"].astype(np.int64), str(beside)
-    trained_on = data or info.get("run", {}).get("data", {}).get("path")
+    run = info.get("run", {}).get("data", {})
+    trained_on = data or run.get("path")
     if trained_on is None or (data is None and not Path(trained_on).is_dir()):
         return None, "not known: every token counts as met (name the training shards)"
-    found = count_structures(open_shards(trained_on, "train", tokenizer.hash), model.config.block_size)
+    longest = min(model.config.block_size, run.get("max_tokens") or model.config.block_size)
+    found = count_structures(open_shards(trained_on, "train", tokenizer.hash), longest)
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     counts[: len(found)] = found
     return counts, str(trained_on)
