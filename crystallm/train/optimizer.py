@@ -91,8 +91,13 @@ def optimizer_tensors(
     optimizers: Iterable[torch.optim.Optimizer], names: Mapping[nn.Parameter, str]
 ) -> dict[str, Tensor]:
     """The optimizers' state as named tensors: "exp_avg.blocks.0.attn.c_attn.weight", ..."""
-    states = [(names[p], state) for optimizer in optimizers for p, state in optimizer.state.items()]
-    return {f"{key}.{name}": value for name, state in states for key, value in state.items()}
+    return {
+        f"{key}.{name}": value
+        for optimizer in optimizers
+        for parameter, name in names.items()
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def load_optimizer_tensors(
