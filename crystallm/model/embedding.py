@@ -94,9 +94,13 @@ class NumberEmbedding(nn.Module):
         # 0.333 and 0.500 are unlike their neighbours in a way that no smooth function of the value shows.
         self.own = nn.Parameter(torch.zeros(len(values), n_embd)) if own else None
 
+    def activations(self) -> Tensor:
+        """() -> (n, n_hidden)"""
+        return F.gelu(self.hidden(self.features), approximate="tanh")
+
     def forward(self) -> Tensor:
         """() -> (n, n_embd)"""
-        vectors = self.out(F.gelu(self.hidden(self.features), approximate="tanh")) + self.class_vector
+        vectors = self.out(self.activations()) + self.class_vector
         return vectors if self.own is None else vectors + self.own.to(vectors.dtype)
 
 
@@ -162,6 +166,17 @@ class TokenEmbedding(nn.Module):
         if self.elements is not None:
             plain = plain.index_add(0, self.element_rows, self.elements().to(plain.dtype))
         return Table(torch.cat([plain, *blocks.values()]), self._row(wanted), blocks)
+
+    def factors(self, tokens: np.ndarray) -> tuple[Tensor, Tensor] | None:
+        """A (n, n_hidden), W (n_embd, n_hidden): vectors of these tokens are A @ W.T and a vector that they share.
+
+        None where that is not so: for other tokens than all of one number class, and if they have vectors of their own.
+        """
+        for name, module in self.numbers.items():
+            assert isinstance(module, NumberEmbedding)
+            if module.own is None and np.array_equal(tokens, self.ids[name]):
+                return module.activations(), module.out.weight
+        return None
 
     def forward(self) -> Tensor:
         """() -> (vocab_size, n_embd), in the order of ids"""

@@ -7,6 +7,7 @@ model and draws nothing, so any sampler, search or export can use it.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -74,25 +75,20 @@ class Syntax:
         self.counts: tuple[int, ...] = ()  # of the formula
         self.formula_units = 0  # in the primitive cell
         self.formula = Formula(self.request, len(ELEMENT_ORDER))
+        self._places = _places(type(self), rules)
 
     def choice(self) -> Choice:
-        rules, state = self.rules, self.state
-        token = rules.forced_token[state]
-        if token >= 0:
-            return Choice(FORCED, token, None)
-        kind, axis = rules.places[state]
-        choose, slot = self._choosers.get(kind), rules.slot_of_state[state]
-        return Choice(slot, -1, None) if choose is None else choose(self, slot, axis)
+        only, choose, _, slot, axis = self._places[self.state]
+        return only or choose(self, slot, axis)
 
     def advance(self, token: int) -> None:
         """Raises GrammarError for a token that the syntax does not allow here."""
         grammar = self.rules.grammar
-        kind, axis = self.rules.places[self.state]
+        _, _, read, _, axis = self._places[self.state]
         self.state = grammar.step(self.state, token)
-        read = self._readers.get(kind)
         if read is not None:
             read(self, token, axis)
-        self.finished = grammar.is_final(self.state)
+        self.finished = self.state == grammar.final
 
     def _masked(self, slot: int, mask: np.ndarray, why: str) -> Choice:
         """Raises DeadEnd with the reason if the mask lets nothing through."""
@@ -115,6 +111,9 @@ class Syntax:
 
     def _read_units(self, token: int, axis: int) -> None:
         self.formula_units = self.rules.integer_of[token]
+
+    def _choose_any(self, slot: int, axis: int) -> Choice:
+        return Choice(slot, -1, None)
 
     # What was asked for
 
@@ -144,6 +143,34 @@ class Syntax:
         "formula": _read_formula,
         "formula_units": _read_units,
     }
+
+
+class _Place(NamedTuple):
+    """What happens in a state of the grammar."""
+
+    only: Choice | None  # where the grammar allows one token
+    choose: Callable[..., Choice]
+    read: Callable[..., None] | None
+    slot: int
+    axis: int
+
+
+def _places(constraint: type[Syntax], rules: Rules) -> list[_Place]:
+    """By state. Looked up once, not once a token: that took a fifth of a constraint's time."""
+    kept = _PLACES.setdefault(rules, {})
+    if constraint in kept:
+        return kept[constraint]
+    places = []
+    for state, (kind, axis) in enumerate(rules.places):
+        token, slot = rules.forced_token[state], rules.slot_of_state[state]
+        only = Choice(FORCED, token, None) if token >= 0 else None
+        choose, read = constraint._choosers.get(kind, Syntax._choose_any), constraint._readers.get(kind)
+        places.append(_Place(only, choose, read, slot, axis))
+    kept[constraint] = places
+    return places
+
+
+_PLACES: weakref.WeakKeyDictionary[Rules, dict[type[Syntax], list[_Place]]] = weakref.WeakKeyDictionary()
 
 
 class Full(Syntax):
@@ -253,7 +280,7 @@ class Full(Syntax):
             shortest = float(np.linalg.norm(reduce_lattice(self.contacts.lattice)[0][0]))
             if shortest < self.shortest_ang:
                 raise DeadEnd(f"the lattice has a vector of {shortest:.2f} Å, wanted {self.shortest_ang:.2f} Å")
-        own, *later = self.contacts.blocked(self.element)
+        own, *later = self.contacts.blocked(self.element, self.left[self.element])
         others = functools.reduce(int.__and__, later, -1)
         letters = self.occupation.letters(tuple(self.left[self.element :]), self.first_letter, own, others)
         mask = np.zeros(len(self.rules.letter_tokens), dtype=bool)

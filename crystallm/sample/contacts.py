@@ -30,9 +30,13 @@ class Orbit:
     self_offsets: np.ndarray  # (multiplicity - 1, 3)
     # By free axis: the vectors that are known once this coordinate is, and change with it.
     known_at: dict[int, np.ndarray]
+    constants: tuple[float | None, ...]  # by axis; None where the coordinate depends on a free one
 
     def coordinate(self, axis: int, frac: np.ndarray) -> float:
         """The exact coordinate that follows from the free ones before it."""
+        constant = self.constants[axis]
+        if constant is not None:
+            return constant
         return float(self.position.affine[axis] @ frac + self.position.constant[axis])
 
     def images(self, frac: np.ndarray) -> np.ndarray:
@@ -83,7 +87,8 @@ def orbit(number: int, letter: int) -> Orbit:
     for i, axis in enumerate(position.free_axes):
         later = self_matrices[:, :, position.free_axes[i + 1 :]].any(axis=(1, 2))
         known_at[axis] = np.flatnonzero(self_matrices[:, :, axis].any(axis=1) & ~later)
-    return Orbit(position, matrices, offsets, self_matrices, self_offsets, known_at)
+    constants = tuple(None if position.affine[axis].any() else float(position.constant[axis]) for axis in range(3))
+    return Orbit(position, matrices, offsets, self_matrices, self_offsets, known_at, constants)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +116,16 @@ def group_positions(number: int) -> GroupPositions:
     )
 
 
+@functools.cache
+def line_letters(number: int, largest: int | None) -> tuple[int, ...]:
+    """Positions with one free parameter, of at most this multiplicity."""
+    found = (p for p in space_group(number).wyckoff if p.n_free == 1)
+    return tuple(p.index for p in found if largest is None or p.multiplicity <= largest)
+
+
 @dataclass(frozen=True, eq=False)
 class GroupLines:
-    """A group's positions with one free parameter, and the vectors that depend on it, as rows of one computation."""
+    """Positions with one free parameter, and the vectors that depend on it, as rows of one computation."""
 
     letters: tuple[int, ...]
     base: np.ndarray  # (n_lines, 3): the site where its free coordinate is 0
@@ -128,8 +140,8 @@ class GroupLines:
 
 
 @functools.cache
-def group_lines(number: int, extra: tuple[int, ...]) -> GroupLines:
-    orbits = [orbit(number, p.index) for p in space_group(number).wyckoff if p.n_free == 1]
+def group_lines(number: int, extra: tuple[int, ...], letters: tuple[int, ...]) -> GroupLines:
+    orbits = [orbit(number, letter) for letter in letters]
     empty = (np.zeros(0, dtype=np.int64), np.zeros((0, 3)), np.zeros((0, 3)))
     own, cells = [empty], [empty]
     for index, site in enumerate(orbits):
@@ -143,7 +155,6 @@ def group_lines(number: int, extra: tuple[int, ...]) -> GroupLines:
     own_line, own_delta, own_slope = map(np.concatenate, zip(*own, strict=True))
     line, slope, cell = map(np.concatenate, zip(*cells, strict=True))
     base = np.array([site.position.constant for site in orbits]).reshape(-1, 3)
-    letters = tuple(site.position.index for site in orbits)
     return GroupLines(letters, base, own_line, own_delta, own_slope, line, slope, cell)
 
 
@@ -166,8 +177,8 @@ class Contacts:
         self.extra: tuple[int, ...] = tuple(reach.tolist())
         # (n_positions, n_elements): where an element would be too close to its own images, whatever its coordinates,
         # or, at a point, to something placed
-        self.group = group_positions(number)
-        self.lines = group_lines(number, self.extra)
+        self.number, self.group = number, group_positions(number)
+        self._lines: dict[int, GroupLines] = {}  # element -> the lines it can be on
         self._line_masks: dict[int, np.ndarray] = {}  # element -> (n_lines, n_values)
         self._line_points: dict[int, int] = {}  # element -> how many points these masks take into account
         own = np.full(len(self.group.bits), np.inf)
@@ -183,16 +194,29 @@ class Contacts:
             squares = self._squares(self.group.points[:, None] - images).min(axis=1)  # (n_points,)
             self._blocked[self.group.point_letters] |= squares[:, None] < self.allowed[element] ** 2
 
-    def blocked(self, element: int) -> list[int]:
-        """Per element, from this one on, a bit mask of the letters where it cannot be."""
-        if self.lines.letters:
-            self._blocked[self.lines.letters, element] |= ~self.line_masks(element).any(axis=1)
+    def blocked(self, element: int, n_atoms: int | None = None) -> list[int]:
+        """Per element, from this one on, a bit mask of the letters where it cannot be.
+
+        `n_atoms` of this element are left: positions of more, except points, are not looked at.
+        """
+        letters = line_letters(self.number, n_atoms)
+        if letters:
+            lines = self._lines.get(element)
+            if lines is None or not set(letters) <= set(lines.letters):
+                self._set_lines(element, letters)
+            lines, masks = self._lines[element], self.line_masks(element)
+            self._blocked[lines.letters, element] |= ~masks.any(axis=1)
         return (self.group.bits @ self._blocked[:, element:]).tolist()
 
+    def _set_lines(self, element: int, letters: tuple[int, ...]) -> None:
+        self._lines[element] = group_lines(self.number, self.extra, letters)
+        self._line_masks.pop(element, None)
+        self._line_points.pop(element, None)
+
     def line_masks(self, element: int) -> np.ndarray:
-        """(n_lines, n_values) bool: `coordinate_mask` of every position with one free parameter."""
-        lines, n_lines = self.lines, len(self.lines.letters)
-        done = self._line_points.get(element, 0)
+        """(n_lines, n_values) bool: `coordinate_mask` of the lines that this element can be on."""
+        lines = self._lines[element]
+        n_lines, done = len(lines.letters), self._line_points.get(element, 0)
         if element not in self._line_masks:
             squares = np.full(len(lines.own_line), self.allowed[element, element] ** 2)
             mask = self._outside(lines.own_delta, lines.own_slope, squares, lines.own_line, n_lines)
@@ -201,7 +225,7 @@ class Contacts:
             delta = lines.base[lines.line][:, None] - self.points[done:]  # (n_cells, n_points, 3)
             delta = (delta - np.rint(delta) + lines.cell[:, None]).reshape(-1, 3)
             n_points = len(self.points) - done
-            slope, line = np.repeat(lines.slope, n_points, axis=0), np.repeat(lines.line, n_points)
+            slope, line = lines.slope.repeat(n_points, axis=0), lines.line.repeat(n_points)
             squares = np.tile(self.allowed[element, self.elements[done:]] ** 2, len(lines.line))
             self._line_masks[element] &= self._outside(delta, slope, squares, line, n_lines)
             self._line_points[element] = len(self.points)
@@ -222,7 +246,10 @@ class Contacts:
         are decided with the last free coordinate, those to the site's own images sometimes before.
         """
         if site.position.n_free == 1:
-            return self.line_masks(element)[self.lines.letters.index(site.position.index)]
+            letter = site.position.index
+            if element not in self._lines or letter not in self._lines[element].letters:
+                self._set_lines(element, line_letters(self.number, None))
+            return self.line_masks(element)[self._lines[element].letters.index(letter)]
         own, slope, shift = site.self_pairs(axis, self.extra)
         delta = site.self_matrices @ frac + site.self_offsets
         delta = (delta - np.rint(delta))[own] + shift

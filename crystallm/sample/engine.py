@@ -7,6 +7,7 @@ on the batch nor on the row.
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from crystallm.model.gpt import GPT
 from crystallm.sample.constraints import FORCED, Constraint, DeadEnd
 from crystallm.sample.decoder import PackedDecoder
-from crystallm.sample.logits import Draw, choose
+from crystallm.sample.logits import Draw, choose_masked
 
 N_UNIFORMS = 64  # random numbers drawn at a time
 
@@ -55,23 +56,30 @@ class Sample:
 
 
 class Engine:
-    def __init__(self, model: GPT, slot_tokens: Sequence[np.ndarray], batch: int = 256, max_len: int | None = None):
+    def __init__(
+        self,
+        model: GPT,
+        slot_tokens: Sequence[np.ndarray],
+        batch: int = 256,
+        max_len: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         """`slot_tokens`: ids among which a constraint's slots choose. `batch`: rows at once.
 
-        `max_len`: tokens of the longest sequence, by default (and at most) what the model takes.
+        `max_len`: tokens of the longest sequence, by default (and at most) what the model takes. `dtype`: of the
+        blocks' matrix products, by default the model's; logits, and the draw, stay in the model's.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         block_size = model.config.block_size
         if max_len is not None and not 1 <= max_len <= block_size:
             raise ValueError(f"max_len must be from 1 to block_size={block_size}, got {max_len}")
-        self.model, self.batch, self.max_len = model.eval(), batch, max_len or block_size
+        self.model, self.batch, self.max_len, self.dtype = model.eval(), batch, max_len or block_size, dtype
         self.slot_tokens = [np.asarray(tokens, dtype=np.int64) for tokens in slot_tokens]
         with torch.no_grad():
-            table = model.table()  # (vocab_size, C)
-        self.device = table.device
-        self._vectors = [table[torch.from_numpy(tokens).to(self.device)] for tokens in self.slot_tokens]
-        self._index = np.full((len(self.slot_tokens), len(table)), -1, dtype=np.int32)  # place of a token in its slot
+            self._heads = [Head(model, tokens) for tokens in self.slot_tokens]
+            self.device = model.table().device
+        self._index = np.full((len(self.slot_tokens), model.spec.vocab_size), -1, dtype=np.int32)  # token -> place
         for slot, tokens in enumerate(self.slot_tokens):
             self._index[slot, tokens] = np.arange(len(tokens))
 
@@ -80,103 +88,154 @@ class Engine:
         draw = draw or Draw()
         waiting = iter(jobs)
         first = itertools.islice(waiting, self.batch)
-        rows = [_Row(job, self.max_len, seed, place) for place, job in enumerate(first)]
-        decoder = PackedDecoder(self.model, len(rows)) if rows else None
-        while rows:
+        rows: list[_Row | None] = [_Row(job, self.max_len, seed) for job in first]  # by place in the decoder
+        decoder = PackedDecoder(self.model, len(rows), dtype=self.dtype) if rows else None
+        n_left = len(rows)
+        while n_left:
             assert decoder is not None
             self._step(rows, decoder, draw)
-            ended = [row for row in rows if row.is_over]
-            rows = [row for row in rows if not row.is_over]
-            for place, job in zip([row.place for row in ended], waiting, strict=False):
-                rows.append(_Row(job, self.max_len, seed, place))
-            if len(rows) <= decoder.n_rows // 2:  # nobody is waiting any more
-                decoder.keep([row.place for row in rows])
-                for place, row in enumerate(rows):
-                    row.place = place
+            ended: list[_Row] = []
+            for place, row in enumerate(rows):
+                if row is not None and row.is_over:
+                    ended.append(row)
+                    job = next(waiting, None)
+                    if job is None:
+                        rows[place] = None
+                        decoder.forget([place])
+                        n_left -= 1
+                    else:
+                        rows[place] = _Row(job, self.max_len, seed, row)
             yield from (row.sample() for row in ended)
 
-    def _step(self, rows: list[_Row], decoder: PackedDecoder, draw: Draw) -> None:
+    @torch.no_grad()
+    def _step(self, rows: Sequence[_Row | None], decoder: PackedDecoder, draw: Draw) -> None:
         """Feed every row its waiting tokens, score those that were forced, and draw each row's next."""
         ids: list[int] = []
         places: list[int] = []
         positions: list[int] = []
-        forced: dict[int, list[tuple[int, _Row, int]]] = {}  # slot -> (hidden state, row, position of the token)
-        drawn: dict[int, list[tuple[int, _Row]]] = {}  # slot -> (hidden state, row)
-        for row in sorted(rows, key=lambda row: row.place):
+        of_slot: dict[int, _Scored] = collections.defaultdict(_Scored)
+        for place, row in enumerate(rows):
+            if row is None or row.is_over:
+                continue
             begin, end = row.n_read, len(row.ids)
             offset = len(ids) - begin  # hidden state of position p: offset + p
-            ids += row.ids[begin:end]
-            places += [row.place] * (end - begin)
+            ids += row.ids[begin:]
+            places += [place] * (end - begin)
             positions += range(begin, end)
-            for position, slot in enumerate(row.forced_slots, end - len(row.forced_slots)):
-                if slot != FORCED:
-                    forced.setdefault(slot, []).append((offset + position - 1, row, position))
+            for position, slot in row.forced:
+                of_slot[slot].forced.append((offset + position - 1, row, position))
             if not row.stopped:
-                drawn.setdefault(row.slot, []).append((offset + end - 1, row))
+                of_slot[row.slot].drawn.append((offset + end - 1, row))
             row.n_read = end
-        hidden = decoder.forward(ids, places, positions)  # (N, C)
-        for slot in forced.keys() | drawn.keys():
-            self._choose(slot, forced.get(slot, []), drawn.get(slot, []), hidden, draw)
+        if not of_slot:
+            return
+        wanted = [state for scored in of_slot.values() for state in scored.states]
+        hidden = decoder.forward(ids, places, positions, wanted)  # (n, C)
+        results, done = [], 0
+        for slot, scored in of_slot.items():
+            count = len(scored.forced) + len(scored.drawn)
+            results += self._choose(slot, scored, hidden[done : done + count], draw)
+            done += count
+        self._take(of_slot, torch.cat(results).tolist())  # the step's only transfer from the device
         for row in rows:
-            if row.stopped:
+            if row is not None and row.stopped:
                 row.is_over = True
-            else:
+            elif row is not None:
                 row.extend()
 
-    @torch.no_grad()
-    def _choose(
-        self,
-        slot: int,
-        forced: list[tuple[int, _Row, int]],
-        drawn: list[tuple[int, _Row]],
-        hidden: Tensor,
-        draw: Draw,
-    ) -> None:
-        states = hidden[[state for state, *_ in (*forced, *drawn)]]
-        logits = (states @ self._vectors[slot].T).float()  # (n_forced + n_drawn, tokens of the slot)
+    def _choose(self, slot: int, scored: _Scored, hidden: Tensor, draw: Draw) -> list[Tensor]:
+        """float64: log-probabilities of the forced tokens; then picks, log-probabilities, log-masses of the drawn."""
+        n_forced, drawn = len(scored.forced), [row for _, row in scored.drawn]
+        logits = self._heads[slot](hidden).float()  # (n_forced + n_drawn, tokens of the slot)
         if logits.device.type == "mps":
             logits = logits.cpu()  # float64, which the draw needs, does not exist there
-        total = logits.logsumexp(dim=-1)
-        if forced:
-            index = self._index[slot, [row.ids[position] for _, row, position in forced]]
-            log_probs = logits[range(len(forced)), index.tolist()] - total[: len(forced)]
-            for (_, row, position), log_prob in zip(forced, log_probs.tolist(), strict=True):
+        top = logits.amax(dim=-1, keepdim=True)
+        weights = torch.sub(logits, top).exp_()
+        totals = top[:, 0] + weights.sum(dim=-1).log()
+        results = []
+        if n_forced:
+            index = self._index[slot, [row.ids[position] for _, row, position in scored.forced]]
+            picks = torch.from_numpy(index.astype(np.int64)).to(logits.device)
+            results.append((logits[:n_forced].gather(1, picks[:, None])[:, 0] - totals[:n_forced]).double())
+        if drawn:
+            logits, weights, totals = logits[n_forced:], weights[n_forced:], totals[n_forced:]
+            uniforms, mask = None, None
+            if not draw.is_greedy:
+                uniforms = torch.tensor([row.uniform() for row in drawn], dtype=torch.float64, device=logits.device)
+            if any(row.mask is not None for row in drawn):
+                everything = np.ones(logits.shape[1], dtype=bool)
+                masks = np.stack([everything if row.mask is None else row.mask for row in drawn])
+                mask = torch.from_numpy(masks).to(logits.device)
+            picks, log_masses = choose_masked(logits, weights, mask, uniforms, draw)
+            log_probs = logits.gather(1, picks[:, None])[:, 0] - totals
+            results += [picks.double(), log_probs.double(), log_masses.double()]
+        return results
+
+    def _take(self, of_slot: dict[int, _Scored], numbers: list[float]) -> None:
+        done = 0
+        for slot, scored in of_slot.items():
+            n_forced, n = len(scored.forced), len(scored.drawn)
+            for (_, row, position), log_prob in zip(scored.forced, numbers[done:], strict=False):
                 row.log_probs[position] = row.log_masses[position] = log_prob
-        if not drawn:
-            return
-        logits, total = logits[len(forced) :], total[len(forced) :]
-        log_masses = [0.0] * len(drawn)
-        masks = [row.mask for _, row in drawn]
-        allowed = logits
-        if any(mask is not None for mask in masks):
-            everything = np.ones(logits.shape[1], dtype=bool)
-            stacked = np.stack([everything if mask is None else mask for mask in masks])
-            allowed = logits.masked_fill(~torch.from_numpy(stacked).to(logits.device), -torch.inf)
-            log_masses = (allowed.logsumexp(dim=-1) - total).tolist()
-        uniforms = None
-        if not draw.is_greedy:
-            uniforms = torch.tensor([row.uniform() for _, row in drawn], dtype=torch.float64, device=logits.device)
-        picks = choose(allowed, uniforms, draw)  # (n_drawn,)
-        log_probs = logits.gather(1, picks[:, None])[:, 0] - total
-        tokens = self.slot_tokens[slot][picks.cpu().numpy()].tolist()
-        for (_, row), token, log_prob, log_mass in zip(drawn, tokens, log_probs.tolist(), log_masses, strict=True):
-            row.take(token, log_prob, log_mass)
+            done += n_forced
+            picks, log_probs, log_masses = (numbers[done + k * n : done + (k + 1) * n] for k in range(3))
+            done += 3 * n
+            tokens = self.slot_tokens[slot][np.array(picks, dtype=np.int64)].tolist()
+            for (_, row), token, log_prob, log_mass in zip(scored.drawn, tokens, log_probs, log_masses, strict=True):
+                row.take(token, log_prob, log_mass)
+
+
+class _Scored:
+    """Rows with a token to be scored, or drawn, in one slot, each with the index of the hidden state that says how."""
+
+    def __init__(self) -> None:
+        self.forced: list[tuple[int, _Row, int]] = []  # and the position of the token
+        self.drawn: list[tuple[int, _Row]] = []
+
+    @property
+    def states(self) -> list[int]:
+        return [state for state, _, _ in self.forced] + [state for state, _ in self.drawn]
+
+
+class Head:
+    """(n, C) hidden states -> (n, K) logits of a slot's tokens, up to a number that they share."""
+
+    def __init__(self, model: GPT, tokens: np.ndarray):
+        factors = model.embedding.factors(tokens)
+        if factors is None:
+            self.factor, vectors = None, model.table()[torch.from_numpy(tokens).to(model.table().device)]
+        else:
+            # Numbers without a vector of their own: their vectors are made of n_hidden features each. The 9,900
+            # lengths take a sixth of the time so.
+            vectors, self.factor = factors
+        self.vectors = vectors.T
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return (hidden if self.factor is None else hidden @ self.factor) @ self.vectors
+
+
+def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 class _Row:
     """A sequence on its way: `ids` up to the next token that has to be drawn."""
 
-    def __init__(self, job: Job, max_len: int, seed: int, place: int):
-        """`place`: its row in the decoder."""
+    def __init__(self, job: Job, max_len: int, seed: int, before: _Row | None = None):
+        """`before`: what the decoder's row holds already; where both begin alike, nothing is read again."""
         if not 1 <= len(job.prompt) <= max_len:
             raise ValueError(f"sample {job.index}: a prompt has 1 to {max_len} tokens, got {len(job.prompt)}")
-        self.job, self.max_len, self.place = job, max_len, place
+        self.job, self.max_len = job, max_len
         self.n_restarts = 0
         self.random = np.random.Generator(np.random.Philox(key=seed + (job.index << 64)))
         self.uniforms: list[float] = []
         self.stopped: Literal["", "end", "dead_end", "unfinished"] = ""
         self.reason = ""
         self.is_over = False  # stopped, and everything is scored
+        # Tokens that the model has read
+        self.n_read: int = 0 if before is None else n_shared(job.prompt, before.ids[: before.n_read])
         self.begin()
         self.extend()
 
@@ -184,8 +243,10 @@ class _Row:
         self.constraint = self.job.new_constraint()
         self.ids = list(self.job.prompt)
         self.log_probs, self.log_masses = [0.0] * len(self.ids), [0.0] * len(self.ids)
-        self.n_read = 0  # tokens that the model has read
-        self.forced_slots: list[int] = []  # of the last tokens, those nobody drew
+        # Of the prompt, the last token is read again: its state says what follows.
+        self.n_read = min(self.n_read, len(self.ids) - 1)
+        # Position and slot of tokens that nobody drew, though the grammar left a choice; still to be scored
+        self.forced: list[tuple[int, int]] = []
         self.slot, self.mask = FORCED, None  # type: int, np.ndarray | None
 
     def uniform(self) -> float:
@@ -201,7 +262,7 @@ class _Row:
 
     def extend(self) -> None:
         """Append what the constraint leaves no choice about."""
-        self.forced_slots = []
+        self.forced = []
         try:
             while not self.constraint.finished:
                 slot, token, mask = self.constraint.choice()
@@ -211,10 +272,11 @@ class _Row:
                 if token < 0:
                     self.slot, self.mask = slot, mask
                     return
+                if slot != FORCED:
+                    self.forced.append((len(self.ids), slot))
                 self.ids.append(token)
                 self.log_probs.append(0.0)
                 self.log_masses.append(0.0)
-                self.forced_slots.append(slot)
                 self.constraint.advance(token)
             else:
                 self.stopped = "end"
@@ -224,7 +286,7 @@ class _Row:
                 self.begin()
                 return self.extend()
             self.stopped, self.reason = "dead_end", str(err)
-        self.is_over = all(slot == FORCED for slot in self.forced_slots)
+        self.is_over = not self.forced
 
     def sample(self) -> Sample:
         assert self.stopped

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# Of exp(logit - the largest) over what a mask lets through: below it float32 begins to run out of small numbers.
+SMALLEST_SUM = 1e-25
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,17 @@ def shape(logits: Tensor, draw: Draw) -> Tensor:
 
 def pick(logits: Tensor, uniforms: Tensor) -> Tensor:
     """(n, K) logits, (n,) float64 in [0, 1) -> (n,) indices, by the inverse of the cumulative distribution."""
-    weights = torch.exp(logits - logits.max(dim=-1, keepdim=True).values)
+    return pick_weighted(torch.exp(logits - logits.amax(dim=-1, keepdim=True)), uniforms)[0]
+
+
+def pick_weighted(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, K) weights, (n,) float64 in [0, 1) -> (n,) indices, and (n,) float64 sums of the weights"""
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    chosen = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    total = cumulative[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     # u * total may round up to the total itself; the last token with any weight is meant then.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
-    return torch.minimum(chosen, last)
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(chosen, last)[:, 0], total[:, 0]
 
 
 def choose(logits: Tensor, uniforms: Tensor | None, draw: Draw) -> Tensor:
@@ -62,3 +71,26 @@ def choose(logits: Tensor, uniforms: Tensor | None, draw: Draw) -> Tensor:
         return logits.argmax(dim=-1)
     assert uniforms is not None
     return pick(shape(logits, draw), uniforms)
+
+
+def choose_masked(
+    logits: Tensor, weights: Tensor, mask: Tensor | None, uniforms: Tensor | None, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """A token of each row (n,), and the log of the share of its softmax that the mask lets through (n,).
+
+    `logits` (n, K); `weights` (n, K): exp(logits - the largest of the row), which is used up; `mask` (n, K) bool, None:
+    everything is allowed.
+    """
+    if mask is None:
+        # The weights are what a draw at temperature 1 needs.
+        picks = pick_weighted(weights, uniforms)[0] if draw == Draw() and uniforms is not None else None
+        return choose(logits, uniforms, draw) if picks is None else picks, torch.zeros_like(logits[:, 0])
+    log_sums = weights.sum(dim=-1).log()
+    if draw == Draw() and uniforms is not None and logits.device.type == "cpu":
+        np.multiply(weights.numpy(), mask.numpy(), out=weights.numpy())  # takes a fifth of masked_fill_'s time
+        picks, allowed_sums = pick_weighted(weights, uniforms)
+        if float(allowed_sums.min()) > SMALLEST_SUM:
+            return picks, allowed_sums.log() - log_sums
+    allowed = logits.masked_fill(~mask, -torch.inf)
+    log_masses = allowed.logsumexp(dim=-1) - logits.amax(dim=-1) - log_sums
+    return choose(allowed, uniforms, draw), log_masses

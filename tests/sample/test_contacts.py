@@ -71,6 +71,28 @@ def test_mask_equals_brute_force(number: int) -> None:
                 assert mask[k] == expected, (trial, position.letter, frac)
 
 
+@pytest.mark.parametrize("number", [5, 62, 123, 194, 221, 227])
+def test_blocked_among_what_still_fits(number: int) -> None:
+    """Positions of more atoms than are left are not looked at: of the others the answer is the same."""
+    rng = np.random.default_rng(number)
+    wyckoff = space_group(number).wyckoff
+    for n_atoms in sorted({position.multiplicity for position in wyckoff}):
+        contacts = [Contacts(number, np.eye(3) * 3.0, np.array([[1.9, 1.6], [1.6, 1.2]])) for _ in range(2)]
+        site = orbit(number, int(rng.integers(len(wyckoff))))
+        frac = np.where(np.isin(range(3), site.position.free_axes), rng.random(3), 0)
+        for one in contacts:
+            one.blocked(1, *([] if one is contacts[0] else [n_atoms]))  # before and after a site is placed
+            one.place(site, frac, 0)
+        everything, fitting = contacts[0].blocked(1)[0], contacts[1].blocked(1, n_atoms)[0]
+        fits = sum(1 << p.index for p in wyckoff if p.multiplicity <= n_atoms)
+        assert everything & fits == fitting & fits
+        for line in (p for p in wyckoff if p.n_free == 1):
+            masks = [
+                one.coordinate_mask(orbit(number, line.index), line.free_axes[0], np.zeros(3), 1) for one in contacts
+            ]
+            np.testing.assert_array_equal(*masks)
+
+
 @pytest.mark.parametrize("number", [2, 47, 123, 166, 191, 221, 225, 227, 230])
 def test_blocked_points_equal_brute_force(number: int) -> None:
     rng = np.random.default_rng(number)

@@ -13,7 +13,7 @@ from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.sample.constraints import FORCED, Choice, Constraint, DeadEnd
 from crystallm.sample.decoder import PackedDecoder
-from crystallm.sample.engine import Engine, Job, Sample
+from crystallm.sample.engine import Engine, Head, Job, Sample
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, begin, parse_prompt
 from crystallm.sample.rules import Rules
@@ -96,6 +96,32 @@ def test_neither_batch_nor_row_show(random_gpt: GPT, rules: Rules) -> None:
         np.testing.assert_allclose([s.log_likelihood for s in part], [s.log_likelihood for s in whole], atol=1e-3)
     backwards = run(random_gpt, rules, make_jobs(rules, 24)[::-1], 7)
     assert [s.ids for s in backwards] == [s.ids for s in whole]
+
+
+def test_bfloat16_is_close_and_shows_no_batch_either(random_gpt: GPT, rules: Rules) -> None:
+    """Rounded to 8 bits, a state that hung on the batch in its last bit would soon draw other tokens."""
+
+    def half(batch: int) -> list[Sample]:
+        engine = Engine(random_gpt, rules.grammar.slot_tokens, batch, dtype=torch.bfloat16)
+        return sorted(engine.run(make_jobs(rules, 24), 0), key=lambda sample: sample.index)
+
+    whole = half(24)
+    for batch in (1, 7):
+        assert [s.ids for s in half(batch)] == [s.ids for s in whole]
+    totals, _ = random_gpt.log_likelihood([np.array(s.ids) for s in whole], [s.n_prompt for s in whole])
+    np.testing.assert_allclose([s.log_likelihood for s in whole], totals, rtol=2e-3)
+
+
+def test_heads_equal_the_table_up_to_a_constant(random_gpt: GPT, rules: Rules) -> None:
+    hidden = torch.randn(3, random_gpt.config.n_embd)
+    factored = []
+    for name, tokens in zip(rules.grammar.slot_names, rules.grammar.slot_tokens, strict=True):
+        head = Head(random_gpt, tokens)
+        with torch.no_grad():
+            logits, expected = head(hidden), hidden @ random_gpt.table()[torch.from_numpy(tokens).long()].T
+        torch.testing.assert_close(logits.log_softmax(-1), expected.log_softmax(-1), atol=1e-5, rtol=1e-5)
+        factored += [name] * (head.factor is not None)
+    assert "length" in factored and "coordinate" not in factored
 
 
 def test_seeds(random_gpt: GPT, rules: Rules) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystallm.sample.logits import Draw, choose, pick, shape
+from crystallm.sample.logits import Draw, choose, choose_masked, pick, shape
 
 
 def test_temperature_divides() -> None:
@@ -71,3 +71,30 @@ def test_greedy_takes_the_largest() -> None:
 def test_bad_settings(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Draw(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("draw", [Draw(), Draw(temperature=0.5), Draw(temperature=0)])
+@pytest.mark.parametrize("depth", [1.0, 60.0, 200.0])
+def test_masked_choice_against_float64(draw: Draw, depth: float) -> None:
+    """What the mask lets through may be exp(-200) of the softmax; then float32 has no number for its weights."""
+    random = np.random.default_rng(0)
+    n, K = 500, 9
+    logits = random.normal(size=(n, K))
+    logits[:, :3] += depth
+    mask = np.ones((n, K), dtype=bool)
+    mask[::2, :3] = False
+    uniforms = random.random(n)
+    logits_t = torch.from_numpy(logits).float()
+    weights = torch.exp(logits_t - logits_t.amax(dim=-1, keepdim=True))
+    uniforms_t = None if draw.is_greedy else torch.from_numpy(uniforms)
+    picks, log_masses = choose_masked(logits_t, weights, torch.from_numpy(mask), uniforms_t, draw)
+    allowed = np.where(mask, logits, -np.inf)
+    expected = np.logaddexp.reduce(allowed, axis=1) - np.logaddexp.reduce(logits, axis=1)
+    np.testing.assert_allclose(log_masses, expected, atol=1e-4)
+    if draw.is_greedy:
+        expected_picks = allowed.argmax(axis=1)
+    else:
+        probs = np.exp((allowed - allowed.max(axis=1, keepdims=True)) / draw.temperature)
+        cumulative = probs.cumsum(axis=1)
+        expected_picks = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
+    assert picks.tolist() == expected_picks.tolist()
