@@ -9,25 +9,18 @@ with pymatgen's StructureMatcher at its defaults, volume scaled: the definition 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
+from crystallm.asymmetric_unit import CanonicalError
 from crystallm.canonical import canonicalize
+from crystallm.checks.match_index import MatchIndex, composition_of, matches
 from crystallm.cif import CIFError, parse_cif
-from crystallm.crystal import Crystal
-from crystallm.interop import to_structure
 from crystallm.parallel import map_processes
 from crystallm.records import CIFRecord
 
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
-
-_FORMULA_LINE, _UNITS_LINE, _GROUP_LINE = range(3)  # of a canonical text
 COLUMNS = ("reduced_formula", "id", "text")
 
 
@@ -56,43 +49,22 @@ def head_of(text: str) -> tuple[str, str, str]:
 
 
 def formula_of(text: str) -> str:
-    return head_of(text)[_FORMULA_LINE].removeprefix("data_")
-
-
-@functools.lru_cache(2048)
-def primitive_crystal(text: str) -> Crystal:
-    unit = AsymmetricUnit.from_text(text)
-    return to_primitive(unit.to_crystal(), unit.group)
-
-
-@functools.lru_cache(2048)
-def _structure(text: str) -> Structure:
-    return to_structure(primitive_crystal(text))
-
-
-@functools.cache
-def _matcher() -> StructureMatcher:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(primitive_cell=False)  # these cells are primitive already
+    return text.partition("\n")[0].removeprefix("data_")
 
 
 def same_crystal(first: str, second: str) -> bool:
     """Of two canonical texts."""
     if first == second:
         return True
-    if head_of(first)[:_GROUP_LINE] != head_of(second)[:_GROUP_LINE]:
-        return False
-    return bool(_matcher().fit(_structure(first), _structure(second)))
+    return composition_of(first) == composition_of(second) and matches(first, second)
 
 
 def find_match(text: str, candidates: Sequence[str]) -> int | None:
-    """Index of the first candidate that is the same crystal; equal texts and equal groups are tried before others."""
-    if text in candidates:
-        return candidates.index(text)
-    group = head_of(text)[_GROUP_LINE]
-    order = sorted(range(len(candidates)), key=lambda k: head_of(candidates[k])[_GROUP_LINE] != group)
-    return next((k for k in order if same_crystal(text, candidates[k])), None)
+    """Index of an equal text, else of the first match of the same group, else of the first of another."""
+    composition = composition_of(text)
+    places = [k for k, candidate in enumerate(candidates) if composition_of(candidate) == composition]
+    found = MatchIndex(candidates[k] for k in places).find(text)
+    return None if found is None else places[found]
 
 
 class KnownCrystals:
@@ -104,6 +76,7 @@ class KnownCrystals:
         """`table` is a pyarrow table of COLUMNS, sorted by the first."""
         self._table = table
         self._rows: dict[str, range] = {}
+        self._last: tuple[str, dict[str, tuple[MatchIndex, list[int]]]] = ("", {})  # of the formula asked for last
         start = 0
         for formula, group in itertools.groupby(table.column("reduced_formula").to_pylist()):
             count = sum(1 for _ in group)
@@ -156,7 +129,17 @@ class KnownCrystals:
     def find(self, text: str) -> str | None:
         """The id of a known crystal that this canonical text describes too."""
         text = strip_conditions(text)
-        row = find_match(text, self.texts(formula_of(text)))
-        if row is None:
-            return None
-        return str(self._table.column("id")[self._rows[formula_of(text)].start + row].as_py())
+        index, rows = self._indexes(formula_of(text)).get(composition_of(text), (MatchIndex(), []))
+        place = index.find(text)
+        return None if place is None else str(self._table.column("id")[rows[place]].as_py())
+
+    def _indexes(self, formula: str) -> dict[str, tuple[MatchIndex, list[int]]]:
+        """By composition, with the rows in the table. Kept until another formula is asked for: samples come sorted."""
+        if self._last[0] != formula:
+            indexes: dict[str, tuple[MatchIndex, list[int]]] = {}
+            for row, text in enumerate(self.texts(formula), self._rows.get(formula, range(0)).start):
+                index, rows = indexes.setdefault(composition_of(text), (MatchIndex(), []))
+                index.add(text)
+                rows.append(row)
+            self._last = formula, indexes
+        return self._last[1]

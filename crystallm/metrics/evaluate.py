@@ -6,8 +6,10 @@ evaluation.generated.rates["distance"], evaluation.novelty
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -23,9 +25,12 @@ from crystallm.checks.known import canonical_text
 from crystallm.checks.rules import CHECKS
 from crystallm.data.readers import read_sources
 from crystallm.metrics.distributions import FEATURES, features_of, wasserstein_distances
-from crystallm.metrics.novelty import known_texts, unique_texts
+from crystallm.metrics.novelty import UNKNOWN, Comparison, compare_rows
+from crystallm.metrics.spill import SpilledList
 from crystallm.parallel import Failure
 from crystallm.records import CIFRecord
+
+REPORT_ROWS = 10_000  # in one group of the report's rows
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,20 @@ class Row(NamedTuple):
 
 @dataclass
 class SetResult:
-    """Of one set of records. A record that a check did not see, not parsed or stopped before, does not pass it."""
+    """Of one set of records. A record that a check did not see, not parsed or stopped before, does not pass it.
+
+    A row takes 1.7 kB as an object, so they lie on disk; 25 bytes of each stay in memory.
+    """
 
     counts: FilterCounts
     rates: dict[str, float]  # by check, "parse" first: share of n_read that passes
-    rows: list[Row] = field(repr=False)
+    rows: SpilledList[Row] = field(repr=False)
+    features: dict[str, array[float]] = field(repr=False)  # of the rows that were parsed
+    valid: array[int] = field(repr=False)  # which of these are valid: 1 or 0
 
     def feature(self, name: str, valid_only: bool) -> NDArray[np.float64]:
-        rows = (row for row in self.rows if row.features and not (valid_only and row.rejected_by))
-        return np.array([row.features[name] for row in rows])
+        values = np.array(self.features[name], dtype=np.float64)
+        return values[np.array(self.valid, dtype=bool)] if valid_only else values
 
     def to_dict(self) -> dict[str, Any]:
         counts = self.counts
@@ -109,8 +119,7 @@ class Evaluation:
     novelty: Share | None = None  # of the valid ones: crystals that the reference does not hold
     unique_and_novel: Share | None = None  # of all read
     distances: dict[str, float | None] | None = None  # Wasserstein, valid generated against parsed reference
-    first_of: dict[str, str] = field(default_factory=dict, repr=False)  # canonical text → first that is the same
-    known: dict[str, str | None] = field(default_factory=dict, repr=False)  # canonical text → the reference's
+    comparison: Comparison | None = field(default=None, repr=False)  # of each generated row
     seconds: float = 0.0
     checks_cpu_seconds: float = 0.0  # of the generated set's checks, worker processes included
 
@@ -167,17 +176,24 @@ def judge_set(records: Iterable[CIFRecord], rules: FilterConfig, formulas: froze
     """Runs all checks on all records; canonical texts of the given formulas (None: of all valid crystals)."""
     checks = (*rules.rejecting(), *rules.reporting())
     names = tuple(check.name for check in rules.rejecting()), tuple(check.name for check in rules.reporting())
-    counts, rows = FilterCounts(), []
+    counts, rows, n_parsed, passed = FilterCounts(), SpilledList[Row](), 0, Counter[str]()
+    features = {name: array("d") for name in FEATURES}
+    valid = array("b")
     for record, result in map_records(partial(_row_of, names=names, formulas=formulas), records, rules):
         if isinstance(result, Failure):
             failed = record_of_failure(record, result)
             result = Row(record.id, failed.rejected_by, failed.reason, {}, {}, "", "")
         counts.count(result.rejected_by)
         rows.append(result)
-    passed = Counter(name for row in rows for name, ok in row.passed.items() if ok)
-    n_parsed = sum(bool(row.features) for row in rows)
+        passed.update(name for name, ok in result.passed.items() if ok)
+        if result.features:
+            n_parsed += 1
+            valid.append(result.rejected_by is None)
+            for name, values in features.items():
+                values.append(result.features[name])
     rates = {"parse": n_parsed, **{check.name: passed[check.name] for check in checks}}
-    return SetResult(counts, {name: n / max(1, len(rows)) for name, n in rates.items()}, rows)
+    shares = {name: n / max(1, len(rows)) for name, n in rates.items()}
+    return SetResult(counts, shares, rows, features, valid)
 
 
 def _row_of(record: CIFRecord, names: tuple[tuple[str, ...], tuple[str, ...]], formulas: frozenset[str] | None) -> Row:
@@ -194,18 +210,18 @@ def _row_of(record: CIFRecord, names: tuple[tuple[str, ...], tuple[str, ...]], f
 
 
 def _compare(result: Evaluation, workers: int | None) -> None:
+    rows, reference = result.generated.rows, result.reference
+    known = None if reference is None else (row.text for row in reference.rows)
+    compared = result.comparison = compare_rows((row.text for row in rows), known, len(rows), workers)
     n_read, n_valid = result.generated.counts.n_read, result.generated.counts.n_valid
-    texts = [row.text for row in result.generated.rows if row.text]
-    result.first_of = unique_texts(texts, workers)
-    unique = set(result.first_of.values())
-    n_unknown = n_valid - sum(text in result.first_of for text in texts)
-    result.uniqueness = Share(len(unique), n_valid, n_unknown)
-    if result.reference is not None:
-        result.known = known_texts(texts, [row.text for row in result.reference.rows if row.text], workers)
-        compared = [text for text in texts if text in result.known]
-        novel = {text for text in compared if result.known[text] is None}
-        result.novelty = Share(sum(text in novel for text in compared), n_valid, n_valid - len(compared))
-        result.unique_and_novel = Share(len(unique & novel), n_read, max(n_unknown, n_valid - len(compared)))
+    is_first = compared.first == np.arange(len(rows))
+    n_unknown = n_valid - int((compared.first != UNKNOWN).sum())
+    result.uniqueness = Share(int(is_first.sum()), n_valid, n_unknown)
+    if compared.novel is not None:
+        n_uncompared = n_valid - int((compared.novel != UNKNOWN).sum())
+        is_novel = compared.novel == 1
+        result.novelty = Share(int(is_novel.sum()), n_valid, n_uncompared)
+        result.unique_and_novel = Share(int((is_first & is_novel).sum()), n_read, max(n_unknown, n_uncompared))
 
 
 def write_report(evaluation: Evaluation, path: str | Path) -> None:
@@ -214,25 +230,6 @@ def write_report(evaluation: Evaluation, path: str | Path) -> None:
     import pyarrow.parquet as pq
 
     checks = (*evaluation.rejecting, *evaluation.reporting)
-    first_row: dict[str, str] = {}
-    rows = []
-    for row in evaluation.generated.rows:
-        first = evaluation.first_of.get(row.text)
-        is_first = first is not None and first_row.setdefault(first, row.id) == row.id
-        rows.append(
-            {
-                "id": row.id,
-                "valid": row.rejected_by is None,
-                "rejected_by": row.rejected_by,
-                "reason": row.reason,
-                **{f"passes_{name}": row.passed.get(name) for name in checks},
-                "reduced_formula": row.formula,
-                **{name: row.features.get(name) for name in FEATURES},
-                "unique": is_first if first is not None else None,
-                "novel": evaluation.known[row.text] is None if row.text in evaluation.known else None,
-                "text": row.text,
-            }
-        )
     kinds = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
     fields = [("id", str), ("valid", bool), ("rejected_by", str), ("reason", str)]
     fields += [(f"passes_{name}", bool) for name in checks] + [("reduced_formula", str)]
@@ -240,4 +237,25 @@ def write_report(evaluation: Evaluation, path: str | Path) -> None:
     schema = pa.schema([(name, kinds[kind]) for name, kind in fields])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema), path, compression="zstd")
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        rows = enumerate(evaluation.generated.rows)
+        while part := list(itertools.islice(rows, REPORT_ROWS)):
+            writer.write_table(pa.Table.from_pylist([_report_row(evaluation, k, row) for k, row in part], schema))
+
+
+def _report_row(evaluation: Evaluation, number: int, row: Row) -> dict[str, Any]:
+    compared = evaluation.comparison
+    first = UNKNOWN if compared is None else compared.first[number]
+    novel = UNKNOWN if compared is None or compared.novel is None else compared.novel[number]
+    return {
+        "id": row.id,
+        "valid": row.rejected_by is None,
+        "rejected_by": row.rejected_by,
+        "reason": row.reason,
+        **{f"passes_{name}": row.passed.get(name) for name in (*evaluation.rejecting, *evaluation.reporting)},
+        "reduced_formula": row.formula,
+        **{name: row.features.get(name) for name in FEATURES},
+        "unique": None if first == UNKNOWN else bool(first == number),
+        "novel": None if novel == UNKNOWN else bool(novel),
+        "text": row.text,
+    }

@@ -1,0 +1,193 @@
+"""The first of many crystals that another one matches, without holding it against each: an index of one composition.
+
+    index = MatchIndex(texts)      # canonical texts of one formula and one number of formula units
+    index.find(text)               # place of the first that is the same crystal, or None
+
+The verdict is pymatgen's StructureMatcher's at its defaults (ltol 0.2, angle_tol 5°, stol 0.3, volumes scaled). It can
+only be yes where the lattice of the one holds three vectors that are as long, within 20 %, as the edges of the other's
+Niggli cell, at its angles within 5°. That is looked at first: of Carbon-24's pairs of one group and number of atoms,
+one in six passes (`bin/benchmark_scaling.py` counts them), and no match is lost, because the test is a part of the
+matcher's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystallm.asymmetric_unit import AsymmetricUnit, to_primitive
+from crystallm.crystal import Crystal
+from crystallm.interop import to_structure
+
+if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Structure
+
+Floats = NDArray[np.float64]
+
+_UNITS_LINE, _GROUP_LINE = 1, 2  # of a canonical text
+_CELL_END = 9  # lines of a canonical text up to the end of the cell
+_SAME_SHAPE = 1.005
+_SLACK = 1e-6  # the test may let through what the matcher refuses by rounding, never the reverse
+MAX_REDUCED = 4096  # Niggli cells kept in memory, some 5 kB each
+
+
+@functools.lru_cache(2048)
+def primitive_crystal(text: str) -> Crystal:
+    unit = AsymmetricUnit.from_text(text)
+    return to_primitive(unit.to_crystal(), unit.group)
+
+
+@functools.lru_cache(MAX_REDUCED)
+def niggli_structure(text: str) -> Structure:
+    """Found once: for each pair anew it would take two thirds of StructureMatcher's time."""
+    return to_structure(primitive_crystal(text)).get_reduced_structure("niggli")
+
+
+@functools.cache
+def matcher() -> StructureMatcher:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher(primitive_cell=False)  # these cells are primitive already
+
+
+def matches(first: str, second: str) -> bool:
+    """Of two canonical texts of one formula and number of formula units: the matcher's opinion."""
+    pair = niggli_structure(first), niggli_structure(second)
+    return bool(matcher().fit(*pair, skip_structure_reduction=True))
+
+
+def composition_of(text: str) -> str:
+    """The lines that state the formula and the formula units."""
+    return "\n".join(text.split("\n", 2)[:_GROUP_LINE])
+
+
+class MatchIndex:
+    """Grows by `add`. `n_compared` counts calls of the matcher, `n_pairs` what trying one after the other takes."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts: list[str] = []
+        self.n_pairs = self.n_compared = 0
+        self._place: dict[str, int] = {}
+        self._groups: list[str] = []
+        self._first_of_group: dict[str, int] = {}
+        self._edges = np.empty((0, 3))  # of Niggli cells of volume 1, ascending
+        self._cosines = np.empty((0, 2, 3))  # least and largest of alpha, beta, gamma that match
+        for text in texts:
+            self.add(text)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def add(self, text: str) -> None:
+        """ValueError for another composition than that of the first."""
+        if self.texts and composition_of(text) != composition_of(self.texts[0]):
+            raise ValueError(
+                f"wanted {composition_of(self.texts[0])!r} as the first has it, got {composition_of(text)!r}"
+            )
+        n = len(self.texts)
+        self._place.setdefault(text, n)
+        self.texts.append(text)
+        self._groups.append(text.split("\n", 3)[_GROUP_LINE])
+        self._first_of_group.setdefault(self._groups[-1], n)
+
+    def find(self, text: str) -> int | None:
+        """An equal text, else the first match of the same space group, else the first of another."""
+        if text in self._place or not self.texts:
+            return self._place.get(text)
+        group = text.split("\n", 3)[_GROUP_LINE]
+        first = self._first_of_group.get(group)
+        if first is not None and is_scaled_copy(text, self.texts[first]):
+            self.n_pairs += 1
+            return first
+        self._describe()
+        fitting = self._fitting(text)
+        fitting.sort(key=lambda k: self._groups[k] != group)  # stable: the first comes first
+        for k in fitting:
+            self.n_compared += 1
+            if matches(text, self.texts[k]):
+                self.n_pairs += k + 1
+                return k
+        self.n_pairs += len(self)
+        return None
+
+    def _describe(self) -> None:
+        """The cells of what was added since the last search."""
+        new = self.texts[len(self._edges) :]
+        if not new:
+            return
+        edges, cosines = [], []
+        for text in new:
+            lattice = niggli_structure(text).lattice
+            angles = np.array(lattice.angles)
+            tolerance = matcher().angle_tol + _SLACK
+            edges.append(np.array(lattice.lengths) / lattice.volume ** (1 / 3))
+            cosines.append(np.cos(np.radians([np.minimum(angles + tolerance, 180), np.maximum(angles - tolerance, 0)])))
+        # Room for twice as many would save copies; 10,000 entries are 700 kB, copied in 50 µs.
+        self._edges = np.concatenate([self._edges, edges])
+        self._cosines = np.concatenate([self._cosines, cosines])
+
+    def _fitting(self, text: str) -> list[int]:
+        """Places of those whose Niggli cell this crystal's lattice can imitate."""
+        lattice = niggli_structure(text).lattice
+        matrix = lattice.matrix / lattice.volume ** (1 / 3)
+        reach = 1 + matcher().ltol + _SLACK
+        # The k-th shortest edge of a Niggli cell is the k-th successive minimum of its lattice, and three vectors that
+        # imitate another cell are independent: none of its edges can be shorter than this cell's, over the tolerance.
+        minima = np.sort(np.linalg.norm(matrix, axis=1))
+        places = np.flatnonzero((np.sort(self._edges, axis=1) * reach >= minima).all(axis=1))
+        if not len(places):
+            return []
+        vectors, lengths = lattice_vectors(matrix, float(self._edges[places].max()) * reach)
+        units = vectors / lengths[:, None]
+        low = np.searchsorted(lengths, self._edges[places] / reach).tolist()  # (n, 3)
+        high = np.searchsorted(lengths, self._edges[places] * reach, side="right").tolist()
+        return [
+            k
+            for k, begin, end in zip(places.tolist(), low, high, strict=True)
+            if _imitates([units[i:j] for i, j in zip(begin, end, strict=True)], *self._cosines[k])
+        ]
+
+
+def is_scaled_copy(first: str, second: str) -> bool:
+    """Of two canonical texts: equal sites in cells of one shape, at right angles or hexagonal. Such crystals match.
+
+    The map between two such cells, their volumes made equal, changes no vector's length by more than the tolerance
+    here, so the Niggli cell of one is found in the other, and in it the sites lie at the same places.
+    """
+    one, two = (text.split("\n", _CELL_END)[_GROUP_LINE:] for text in (first, second))  # group, cell, the rest
+    if one[0] != two[0] or one[4:] != two[4:]:  # from alpha on
+        return False
+    if any(line.partition(" ")[2] not in ("90.0", "120.0") for line in one[4:7]):
+        return False
+    edges = zip(one[1:4], two[1:4], strict=True)
+    ratios = [float(a.partition(" ")[2]) / float(b.partition(" ")[2]) for a, b in edges]
+    return max(ratios) <= _SAME_SHAPE * min(ratios)
+
+
+def lattice_vectors(matrix: Floats, max_length: float) -> tuple[Floats, Floats]:
+    """All (n, 3) but 0 up to a length, shortest first, and the lengths (n,). `matrix` (3, 3): the basis as rows."""
+    counts = np.floor(max_length * np.linalg.norm(np.linalg.inv(matrix), axis=0) + _SLACK).astype(int)
+    steps = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in counts), indexing="ij"), axis=-1).reshape(-1, 3)
+    vectors = steps @ matrix
+    lengths = np.linalg.norm(vectors, axis=1)
+    kept = np.flatnonzero((lengths > 0) & (lengths <= max_length))
+    kept = kept[np.argsort(lengths[kept], kind="stable")]
+    return vectors[kept], lengths[kept]
+
+
+def _imitates(units: list[Floats], least: Floats, largest: Floats) -> bool:
+    """Whether one vector of each of three lists of unit vectors, (n, 3) each, can be had at the cosines wanted (3,)."""
+    a, b, c = units
+    fits = []
+    for (first, second), low, high in zip(((b, c), (a, c), (a, b)), least.tolist(), largest.tolist(), strict=True):
+        cosine = first @ second.T
+        fits.append((cosine >= low) & (cosine <= high))
+        if not fits[-1].any():
+            return False
+    alpha, beta, gamma = fits  # (n_b, n_c), (n_a, n_c), (n_a, n_b)
+    return bool((gamma & ((beta.astype(np.float32) @ alpha.T.astype(np.float32)) > 0)).any())
