@@ -13,7 +13,7 @@ matcher's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _UNITS_LINE, _GROUP_LINE = 1, 2  # of a canonical text
+FIRST_LOOK = 16  # crystals; then twice as many, and so on
 _CELL_END = 9  # lines of a canonical text up to the end of the cell
 _SAME_SHAPE = 1.005
 _SLACK = 1e-6  # the test may let through what the matcher refuses by rounding, never the reverse
@@ -73,10 +74,8 @@ class MatchIndex:
         self.texts: list[str] = []
         self.n_pairs = self.n_compared = 0
         self._place: dict[str, int] = {}
-        self._groups: list[str] = []
-        self._first_of_group: dict[str, int] = {}
-        self._edges = np.empty((0, 3))  # of Niggli cells of volume 1, ascending
-        self._cosines = np.empty((0, 2, 3))  # least and largest of alpha, beta, gamma that match
+        self._of_group: dict[str, list[int]] = {}  # places
+        self._cells: dict[int, tuple[Floats, Floats]] = {}  # of the Niggli cell at a place, once it has been looked at
         for text in texts:
             self.add(text)
 
@@ -92,65 +91,72 @@ class MatchIndex:
         n = len(self.texts)
         self._place.setdefault(text, n)
         self.texts.append(text)
-        self._groups.append(text.split("\n", 3)[_GROUP_LINE])
-        self._first_of_group.setdefault(self._groups[-1], n)
+        self._of_group.setdefault(_group_of(text), []).append(n)
 
     def find(self, text: str) -> int | None:
         """An equal text, else the first match of the same space group, else the first of another."""
-        if text in self._place or not self.texts:
-            return self._place.get(text)
-        group = text.split("\n", 3)[_GROUP_LINE]
-        first = self._first_of_group.get(group)
-        if first is not None and is_scaled_copy(text, self.texts[first]):
+        if text in self._place:
+            return self._place[text]
+        group = _group_of(text)
+        same = self._of_group.get(group, [])
+        if same and is_scaled_copy(text, self.texts[same[0]]):
             self.n_pairs += 1
-            return first
-        self._describe()
-        fitting = self._fitting(text)
-        fitting.sort(key=lambda k: self._groups[k] != group)  # stable: the first comes first
-        for k in fitting:
-            self.n_compared += 1
-            if matches(text, self.texts[k]):
-                self.n_pairs += k + 1
-                return k
-        self.n_pairs += len(self)
+            return same[0]
+        found = self._first_match(text, same)
+        if found is None and len(same) < len(self):
+            others = sorted(k for name, places in self._of_group.items() if name != group for k in places)
+            found = self._first_match(text, others)
+        return found
+
+    def _first_match(self, text: str, places: Sequence[int]) -> int | None:
+        """Looks at a few, then at more and more of them, so that an early match costs little."""
+        start, size = 0, FIRST_LOOK
+        while start < len(places):
+            block = places[start : start + size]
+            for k in self._fitting(text, block):
+                self.n_compared += 1
+                if matches(text, self.texts[k]):
+                    self.n_pairs += start + block.index(k) + 1
+                    return k
+            start, size = start + size, 2 * size
+        self.n_pairs += len(places)
         return None
 
-    def _describe(self) -> None:
-        """The cells of what was added since the last search."""
-        new = self.texts[len(self._edges) :]
-        if not new:
-            return
-        edges, cosines = [], []
-        for text in new:
-            lattice = niggli_structure(text).lattice
+    def _cell(self, place: int) -> tuple[Floats, Floats]:
+        """Edges (3,) of the Niggli cell of volume 1; least and largest cosines (2, 3) of its angles that match."""
+        if place not in self._cells:
+            lattice = niggli_structure(self.texts[place]).lattice
             angles = np.array(lattice.angles)
             tolerance = matcher().angle_tol + _SLACK
-            edges.append(np.array(lattice.lengths) / lattice.volume ** (1 / 3))
-            cosines.append(np.cos(np.radians([np.minimum(angles + tolerance, 180), np.maximum(angles - tolerance, 0)])))
-        # Room for twice as many would save copies; 10,000 entries are 700 kB, copied in 50 µs.
-        self._edges = np.concatenate([self._edges, edges])
-        self._cosines = np.concatenate([self._cosines, cosines])
+            limits = np.radians([np.minimum(angles + tolerance, 180), np.maximum(angles - tolerance, 0)])
+            self._cells[place] = np.array(lattice.lengths) / lattice.volume ** (1 / 3), np.cos(limits)
+        return self._cells[place]
 
-    def _fitting(self, text: str) -> list[int]:
-        """Places of those whose Niggli cell this crystal's lattice can imitate."""
+    def _fitting(self, text: str, places: Sequence[int]) -> list[int]:
+        """Those of the places whose Niggli cell this crystal's lattice can imitate."""
         lattice = niggli_structure(text).lattice
         matrix = lattice.matrix / lattice.volume ** (1 / 3)
         reach = 1 + matcher().ltol + _SLACK
+        edges = np.array([self._cell(k)[0] for k in places])  # (n, 3)
         # The k-th shortest edge of a Niggli cell is the k-th successive minimum of its lattice, and three vectors that
         # imitate another cell are independent: none of its edges can be shorter than this cell's, over the tolerance.
         minima = np.sort(np.linalg.norm(matrix, axis=1))
-        places = np.flatnonzero((np.sort(self._edges, axis=1) * reach >= minima).all(axis=1))
-        if not len(places):
+        near = np.flatnonzero((np.sort(edges, axis=1) * reach >= minima).all(axis=1))
+        if not len(near):
             return []
-        vectors, lengths = lattice_vectors(matrix, float(self._edges[places].max()) * reach)
+        vectors, lengths = lattice_vectors(matrix, float(edges[near].max()) * reach)
         units = vectors / lengths[:, None]
-        low = np.searchsorted(lengths, self._edges[places] / reach).tolist()  # (n, 3)
-        high = np.searchsorted(lengths, self._edges[places] * reach, side="right").tolist()
+        low = np.searchsorted(lengths, edges[near] / reach).tolist()  # (n, 3)
+        high = np.searchsorted(lengths, edges[near] * reach, side="right").tolist()
         return [
-            k
-            for k, begin, end in zip(places.tolist(), low, high, strict=True)
-            if _imitates([units[i:j] for i, j in zip(begin, end, strict=True)], *self._cosines[k])
+            places[k]
+            for k, begin, end in zip(near.tolist(), low, high, strict=True)
+            if _imitates([units[i:j] for i, j in zip(begin, end, strict=True)], *self._cell(places[k])[1])
         ]
+
+
+def _group_of(text: str) -> str:
+    return text.split("\n", 3)[_GROUP_LINE]
 
 
 def is_scaled_copy(first: str, second: str) -> bool:

@@ -36,8 +36,7 @@ def test_no_pair_that_matches_is_left_out(cells):
     n_matches = n_fitting = 0
     for text in cells:
         index = MatchIndex(other for other in cells if other != text)
-        index._describe()
-        fitting = {index.texts[k] for k in index._fitting(text)}
+        fitting = {index.texts[k] for k in index._fitting(text, range(len(index)))}
         matching = {other for other in index.texts if matches(text, other)}
         assert matching <= fitting
         n_matches, n_fitting = n_matches + len(matching), n_fitting + len(fitting)

@@ -140,7 +140,7 @@ def test_the_index_finds_what_all_pairs_find(crowd):
 
 
 def test_a_lost_match_is_seen(crowd, monkeypatch):
-    monkeypatch.setattr(MatchIndex, "_fitting", lambda self, text: [])
+    monkeypatch.setattr(MatchIndex, "_fitting", lambda self, text, places: [])
     monkeypatch.setattr(match_index, "is_scaled_copy", lambda first, second: False)
     assert compare(crowd)["beside_all_pairs"]["n_different"] > 0
 
