@@ -182,7 +182,8 @@ class Contacts:
         self._line_masks: dict[int, np.ndarray] = {}  # element -> (n_lines, n_values)
         self._line_points: dict[int, int] = {}  # element -> how many points these masks take into account
         own = np.full(len(self.group.bits), np.inf)
-        np.minimum.at(own, self.group.own_letter, self._squares(self.group.own))
+        if len(self.group.own):
+            np.minimum.at(own, self.group.own_letter, self._squares(self.group.own))
         self._blocked = own[:, None] < self.allowed.diagonal() ** 2
 
     def place(self, site: Orbit, frac: np.ndarray, element: int) -> None:
@@ -274,6 +275,8 @@ class Contacts:
         a = np.einsum("ij,ij->i", slope @ self.metric, slope)
         discriminant = b * b - a * c
         near = np.flatnonzero(discriminant > 0)
+        if len(near) == 0:
+            return np.ones((n_rows, self.n_values), dtype=bool)
         a, b, root = a[near], b[near], np.sqrt(discriminant[near])
         first = np.maximum(np.ceil((-b - root) / a * self.n_values), 0).astype(np.int64)
         last = np.minimum(np.floor((-b + root) / a * self.n_values), self.n_values - 1).astype(np.int64)

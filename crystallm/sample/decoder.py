@@ -30,7 +30,7 @@ MASKED = -1e9
 class PackedDecoder:
     """Keys and values of `n_rows` sequences. Room for longer ones is made when they come."""
 
-    def __init__(self, model: GPT, n_rows: int, n_positions: int = 48, dtype: torch.dtype | None = None):
+    def __init__(self, model: GPT, n_rows: int, n_positions: int = 32, dtype: torch.dtype | None = None):
         """`n_positions`: room that a row is given at first, then twice as much each time.
 
         `dtype` of matrix products and cache, by default the model's. What the blocks add up, and what comes out, stays
@@ -330,9 +330,7 @@ class _Layer:
         norm = self.norms[k]
         if norm is not None:
             return norm(x).to(self.dtype)
-        # Two passes over x; F.rms_norm makes five on a CPU.
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        return (x * square.div_(x.shape[-1]).add_(1e-5).rsqrt_()).to(self.dtype)
+        return _rms_normed(x, 1e-5).to(self.dtype)
 
     def qkv(self, h: Tensor, begin: int, end: int) -> Tensor:
         """(n, C) -> (n, end - begin): those rows of query, key and value"""
@@ -343,11 +341,15 @@ class _Layer:
         """y (n, C or 2 C): each pair is turned by its position, in place"""
         n, width = y.shape
         D = self._qkv[0].shape[1] // self.n_head
+        if not self.qk_norm and turns is None:
+            return
+        vectors = y.float().view(n, -1, D)
         if self.qk_norm:
-            y.view(n, -1, D).copy_(F.rms_norm(y.view(n, -1, D), (D,)))
+            vectors = _rms_normed(vectors, torch.finfo(torch.float32).eps)
         if turns is not None:
-            pairs = torch.view_as_complex(y.to(turns.real.dtype).reshape(n, -1, D // 2, 2))
-            y.copy_(torch.view_as_real(pairs * turns).view(n, width))
+            pairs = torch.view_as_complex(vectors.view(n, -1, D // 2, 2))
+            vectors = torch.view_as_real(pairs * turns)
+        y.copy_(vectors.view(n, width))
 
     def proj(self, y: Tensor) -> Tensor:
         return F.linear(y, *self._proj)
@@ -358,6 +360,12 @@ class _Layer:
             gate, value = h.chunk(2, dim=-1)
             return F.linear(F.silu(gate).mul_(value), *self._out)
         return F.linear(F.gelu(h, approximate="tanh"), *self._out)
+
+
+def _rms_normed(x: Tensor, eps: float) -> Tensor:
+    """In two passes over x; F.rms_norm makes five on a CPU."""
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return x * norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _weights(linear: torch.nn.Linear, dtype: torch.dtype, gain: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -74,7 +74,8 @@ class Engine:
         block_size = model.config.block_size
         if max_len is not None and not 1 <= max_len <= block_size:
             raise ValueError(f"max_len must be from 1 to block_size={block_size}, got {max_len}")
-        self.model, self.batch, self.max_len, self.dtype = model.eval(), batch, max_len or block_size, dtype
+        self.model = model.eval() if model.training else model  # eval() makes the model forget its table
+        self.batch, self.max_len, self.dtype = batch, max_len or block_size, dtype
         self.slot_tokens = [np.asarray(tokens, dtype=np.int64) for tokens in slot_tokens]
         with torch.no_grad():
             self._heads = [Head(model, tokens) for tokens in self.slot_tokens]
@@ -201,14 +202,14 @@ class Head:
     """(n, C) hidden states -> (n, K) logits of a slot's tokens, up to a number that they share."""
 
     def __init__(self, model: GPT, tokens: np.ndarray):
-        factors = model.embedding.factors(tokens)
+        table, factors = model.table(), model.embedding.factors(tokens)
+        self.factor: Tensor | None = None
         if factors is None:
-            self.factor, vectors = None, model.table()[torch.from_numpy(tokens).to(model.table().device)]
+            self.vectors = table[torch.from_numpy(tokens).to(table.device)].T
         else:
             # Numbers without a vector of their own: their vectors are made of n_hidden features each. The 9,900
             # lengths take a sixth of the time so.
-            vectors, self.factor = factors
-        self.vectors = vectors.T
+            self.vectors, self.factor = factors[0].T.to(table.dtype), factors[1].to(table.dtype)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return (hidden if self.factor is None else hidden @ self.factor) @ self.vectors
