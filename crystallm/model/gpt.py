@@ -209,17 +209,6 @@ class GPT(nn.Module):
             self._table = self.embedding()
         return self._table
 
-    def for_sampling(self, dtype: torch.dtype) -> GPT:
-        """Turn this model into one that only samples, in `dtype`; the table is made in float32 and then rounded."""
-        self.eval()
-        with torch.no_grad():
-            table = self.table().to(dtype)
-        for module in (self.blocks, self.ln_f, self.wpe):
-            if module is not None:
-                module.to(dtype)
-        self._table = table
-        return self
-
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (B, T) -> hidden states after the last norm (B, T, n_embd). With a cache: sample/decoder.py."""
         return self.ln_f(self.hidden(F.embedding(ids, self.table())))

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 
 from crystallm.model.gpt import GPT
-from crystallm.sample.constraints import FORCED, Constraint, DeadEnd
+from crystallm.sample.constraints import Constraint
 from crystallm.sample.decoder import PackedDecoder
-from crystallm.sample.engine import Job, Sample
+from crystallm.sample.engine import Job, Sample, follow
 from crystallm.sample.prefixes import NextToken, Options, replay
 
 Branch = Literal["choices", "tokens"]
@@ -101,9 +101,8 @@ def _read(hypotheses: Sequence[_Hypothesis], decoder: PackedDecoder, next_token:
         ids += one.ids[begin:end]
         places += [one.place] * (end - begin)
         positions += range(begin, end)
-        for position, slot in enumerate(one.forced_slots, end - len(one.forced_slots)):
-            if slot != FORCED:
-                wanted.setdefault(slot, []).append((offset + position - 1, one, position))
+        for position, slot in one.forced:
+            wanted.setdefault(slot, []).append((offset + position - 1, one, position))
         if not one.stopped:
             wanted.setdefault(one.slot, []).append((offset + end - 1, one, end))
         one.n_read = end
@@ -166,30 +165,12 @@ class _Hypothesis:
         self.score += log_prob if self.branches(slot) else 0.0
 
     def _extend(self) -> None:
-        """Append what the constraint leaves no choice about."""
-        self.forced_slots: list[int] = []
-        self.slot, self.mask = FORCED, None  # type: int, np.ndarray | None
-        self.stopped: Literal["", "end", "dead_end", "unfinished"] = ""
-        self.reason = ""
-        try:
-            while not self.constraint.finished:
-                slot, token, mask = self.constraint.choice()
-                if len(self.ids) == self.beam.max_len:
-                    self.stopped, self.reason = "unfinished", f"no end after {self.beam.max_len} tokens"
-                    break
-                if token < 0:
-                    self.slot, self.mask = slot, mask
-                    return
-                self.ids.append(token)
-                self.log_probs.append(0.0)
-                self.log_masses.append(0.0)
-                self.forced_slots.append(slot)
-                self.constraint.advance(token)
-            else:
-                self.stopped = "end"
-        except DeadEnd as err:
-            self.stopped, self.reason = "dead_end", str(err)
-        self.is_over = all(slot == FORCED for slot in self.forced_slots)
+        ahead = follow(self.constraint, self.ids, self.beam.max_len)
+        self.slot, self.mask, self.forced, self.stopped, self.reason = ahead
+        unscored = [0.0] * (len(self.ids) - len(self.log_probs))
+        self.log_probs += unscored
+        self.log_masses += unscored
+        self.is_over = bool(self.stopped) and not self.forced
 
     def sample(self) -> BeamSample:
         assert self.stopped

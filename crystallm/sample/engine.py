@@ -11,7 +11,7 @@ import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from crystallm.sample.decoder import PackedDecoder
 from crystallm.sample.logits import Draw, choose_masked
 
 N_UNIFORMS = 64  # random numbers drawn at a time
+Stopped = Literal["", "end", "dead_end", "unfinished"]  # "": it goes on
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Sample:
     index: int
     ids: list[int]  # prompt included
     n_prompt: int
-    stopped: Literal["end", "dead_end", "unfinished"]
+    stopped: Stopped
     reason: str  # why there is no end
     n_restarts: int  # dead ends before this sequence
     # Per token of `ids`, 0 for the prompt and where the grammar leaves no choice, nats:
@@ -221,6 +222,35 @@ def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
+class Ahead(NamedTuple):
+    """The next choice of a sequence, or why there is none."""
+
+    slot: int
+    mask: np.ndarray | None
+    forced: list[tuple[int, int]]  # position and slot of tokens that nobody drew, though the grammar left a choice
+    stopped: Stopped
+    reason: str
+
+
+def follow(constraint: Constraint, ids: list[int], max_len: int) -> Ahead:
+    """Append to `ids` what the constraint leaves no choice about, up to the next choice or the end."""
+    forced: list[tuple[int, int]] = []
+    try:
+        while not constraint.finished:
+            slot, token, mask = constraint.choice()
+            if len(ids) == max_len:
+                return Ahead(FORCED, None, forced, "unfinished", f"no end after {max_len} tokens")
+            if token < 0:
+                return Ahead(slot, mask, forced, "", "")
+            if slot != FORCED:
+                forced.append((len(ids), slot))
+            ids.append(token)
+            constraint.advance(token)
+    except DeadEnd as err:
+        return Ahead(FORCED, None, forced, "dead_end", str(err))
+    return Ahead(FORCED, None, forced, "end", "")
+
+
 class _Row:
     """A sequence on its way: `ids` up to the next token that has to be drawn."""
 
@@ -232,7 +262,7 @@ class _Row:
         self.n_restarts = 0
         self.random = np.random.Generator(np.random.Philox(key=seed + (job.index << 64)))
         self.uniforms: list[float] = []
-        self.stopped: Literal["", "end", "dead_end", "unfinished"] = ""
+        self.stopped: Stopped = ""
         self.reason = ""
         self.is_over = False  # stopped, and everything is scored
         # Tokens that the model has read
@@ -246,9 +276,6 @@ class _Row:
         self.log_probs, self.log_masses = [0.0] * len(self.ids), [0.0] * len(self.ids)
         # Of the prompt, the last token is read again: its state says what follows.
         self.n_read = min(self.n_read, len(self.ids) - 1)
-        # Position and slot of tokens that nobody drew, though the grammar left a choice; still to be scored
-        self.forced: list[tuple[int, int]] = []
-        self.slot, self.mask = FORCED, None  # type: int, np.ndarray | None
 
     def uniform(self) -> float:
         if not self.uniforms:
@@ -262,32 +289,17 @@ class _Row:
         self.constraint.advance(token)
 
     def extend(self) -> None:
-        """Append what the constraint leaves no choice about."""
-        self.forced = []
-        try:
-            while not self.constraint.finished:
-                slot, token, mask = self.constraint.choice()
-                if len(self.ids) == self.max_len:
-                    self.stopped, self.reason = "unfinished", f"no end after {self.max_len} tokens"
-                    break
-                if token < 0:
-                    self.slot, self.mask = slot, mask
-                    return
-                if slot != FORCED:
-                    self.forced.append((len(self.ids), slot))
-                self.ids.append(token)
-                self.log_probs.append(0.0)
-                self.log_masses.append(0.0)
-                self.constraint.advance(token)
-            else:
-                self.stopped = "end"
-        except DeadEnd as err:
-            if self.n_restarts < self.job.restarts:
-                self.n_restarts += 1
-                self.begin()
-                return self.extend()
-            self.stopped, self.reason = "dead_end", str(err)
-        self.is_over = not self.forced
+        """Append what the constraint leaves no choice about; a dead end begins again, if it may."""
+        ahead = follow(self.constraint, self.ids, self.max_len)
+        while ahead.stopped == "dead_end" and self.n_restarts < self.job.restarts:
+            self.n_restarts += 1
+            self.begin()
+            ahead = follow(self.constraint, self.ids, self.max_len)
+        self.slot, self.mask, self.forced, self.stopped, self.reason = ahead
+        unscored = [0.0] * (len(self.ids) - len(self.log_probs))
+        self.log_probs += unscored
+        self.log_masses += unscored
+        self.is_over = bool(self.stopped) and not self.forced
 
     def sample(self) -> Sample:
         assert self.stopped

@@ -55,6 +55,7 @@ class GenerateConfig:
     rules: str = "default"  # checks: default | crystallm | cdvae | none
     model: str | None = None  # checkpoint folder, or a CrystaLLM ckpt.pt; None: the bundled one
     device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: str = "float32"  # of the blocks' matrix products, float32 or bfloat16; the draws differ
     batch: int = 256  # sequences at once, fewer where their cache would not fit in memory
     workers: int | None = 0  # processes for the checks; None: one a core
     keep_rejected: bool = False  # write them too
@@ -72,6 +73,8 @@ class GenerateConfig:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
         if self.constraints not in (None, "none", "syntax", "full"):
             raise ValueError(f"constraints must be none, syntax or full, got {self.constraints!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         self.draw  # noqa: B018  (its values are checked too)
 
     @property
@@ -171,7 +174,10 @@ class Generator:
         return self._checked([self.record(one, series, k, config) for k, one in enumerate(samples, first)], config)
 
     def sample(self, jobs: Iterable[tuple[int, tuple[_Series, int]]], config: GenerateConfig) -> Iterator[Sample]:
-        engine = Engine(self.model, self.form.slot_tokens, min(config.batch, rows_that_fit(self.model)))
+        import torch
+
+        batch, dtype = min(config.batch, rows_that_fit(self.model)), getattr(torch, config.dtype)
+        engine = Engine(self.model, self.form.slot_tokens, batch, dtype=dtype)
         assert config.seed is not None
         queue = (Job(index, one.ids, one.new_constraint, config.restarts) for index, (one, _) in jobs)
         return engine.run(queue, config.seed, config.draw)
@@ -208,6 +214,7 @@ class Generator:
             "top_p": config.top_p,
             "constraints": config.constraints,
             "min_distance_ang": config.min_distance_ang,
+            "dtype": None if config.dtype == "float32" else config.dtype,
         }
         return {
             "generator": f"crystallm {__version__}",

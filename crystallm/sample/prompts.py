@@ -187,22 +187,25 @@ def _encode(prompt: Prompt, rules: Rules) -> list[int]:
 
 def _check_token(constraint: Syntax, position: int, ids: list[int], prompt: Prompt, rules: Rules) -> None:
     token, tokenizer, slot_tokens = ids[position], rules.tokenizer, rules.grammar.slot_tokens
-    line = tokenizer.decode(ids[: position + 1]).lstrip("\n").count("\n") + 1
-    rest = tokenizer.decode(ids[position : position + 40], errors="replace").split()
-    where = f"{prompt.name}, line {line}: got {rest[0] if rest else 'an empty line'!r}"
+
+    def where() -> str:
+        line = tokenizer.decode(ids[: position + 1]).lstrip("\n").count("\n") + 1
+        rest = tokenizer.decode(ids[position : position + 40], errors="replace").split()
+        return f"{prompt.name}, line {line}: got {rest[0] if rest else 'an empty line'!r}"
+
     try:
         rules.grammar.step(constraint.state, token)
         choice = constraint.choice()
     except GrammarError as err:
-        raise PromptError(f"{where}, wanted {str(err).partition('expected ')[2]}") from err
+        raise PromptError(f"{where()}, wanted {str(err).partition('expected ')[2]}") from err
     except DeadEnd as err:
-        raise PromptError(f"{where}, but nothing can stand there: {err}") from err
+        raise PromptError(f"{where()}, but nothing can stand there: {err}") from err
     if choice.token >= 0:
         allowed = np.array([choice.token])
     else:
         allowed = slot_tokens[choice.slot] if choice.mask is None else slot_tokens[choice.slot][choice.mask]
     if token not in allowed:
-        raise PromptError(f"{where}, wanted {_listed([tokenizer.token(int(t)).strip() for t in allowed])}")
+        raise PromptError(f"{where()}, wanted {_listed([tokenizer.token(int(t)).strip() for t in allowed])}")
 
 
 # ---------------------------------------------------------------- what no structure can satisfy

@@ -57,7 +57,7 @@ class SpeedConfig:
     model: str | None = None  # checkpoint; None: the bundled model
     model_shape: str | None = None  # a model of random weights instead: 3m, 25m, 100m or layers,heads,width
     device: str = "cpu"
-    dtype: Dtype = "auto"  # of training, and of sampling on a GPU
+    dtype: Dtype = "auto"  # of training and sampling; auto samples in float32 on a CPU
     threads: int = 1
     seed: int = 0
     batch: int = 256  # sequences sampled at once
@@ -353,14 +353,12 @@ class Sample(Row):
             tokenizer = CIFTokenizer()
             shape = parse_shape(config.model_shape)
             self.generator = Generator(GPT(shape, token_spec(tokenizer)).to(config.device).eval(), tokenizer)
-        if config.device != "cpu":
+        if config.device != "cpu" or config.dtype != "auto":
             self.dtype = pick_dtype(config.dtype, torch.device(config.device))
-        if self.dtype != torch.float32:
-            self.generator = Generator(self.generator.model.for_sampling(self.dtype), self.generator.tokenizer)
         self.model, rules = self.generator.model, self.generator.rules
         grammar = rules.grammar
         self.slot_tokens = [*grammar.slot_tokens, np.arange(self.generator.tokenizer.vocab_size)]
-        self.engine = Engine(self.model, self.slot_tokens, config.batch)
+        self.engine = Engine(self.model, self.slot_tokens, config.batch, dtype=self.dtype)
         prompts = [benchmark_prompt(parse_cif(cif)[0]) for cif in corpus.cifs]
         self.items = [Job(k, *begin(prompt, rules), self.restarts) for k, prompt in enumerate(prompts)]
         self.facts = {"million_parameters_in_blocks": round(self.model.n_block_parameters / 1e6, 2)}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,33 +10,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pymatgen.core import Structure
-from safetensors.torch import save_file
 
 import crystallm
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterConfig, run_filter
 from crystallm.checks.known import KnownCrystals
-from crystallm.model.checkpoint import model_info
-from crystallm.model.gpt import GPT
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import GenerateConfig, generate
 from crystallm.sample.report import run, summary, table
-from tokenizer import CIFTokenizer
 
 NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(random_gpt: GPT, tokenizer: CIFTokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    save_file(dict(random_gpt.named_parameters()), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(model_info(random_gpt.config, tokenizer)))
-    return str(folder)
-
-
 def texts(records: list[CIFRecord]) -> list[str]:
     return [record.text for record in records]
+
+
+def test_bfloat16_is_asked_for_and_written_down(checkpoint: str) -> None:
+    usual = generate(num=6, seed=0, model=checkpoint, device="cpu", **NACL)
+    half = generate(num=6, seed=0, model=checkpoint, device="cpu", dtype="bfloat16", **NACL)
+    assert all("dtype" not in record.provenance["settings"] for record in usual)
+    assert all(record.provenance["settings"]["dtype"] == "bfloat16" for record in half)
+    assert all(AsymmetricUnit.from_text(record.text).reduced_formula == "NaCl" for record in half)
+    scores = [[record.scores["log_likelihood_nats"] for record in records] for records in (usual, half)]
+    assert scores[0] != scores[1]  # it is not float32 under another name
+    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got 'float16'"):
+        GenerateConfig(dtype="float16")
 
 
 def test_records(checkpoint: str) -> None:

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from crystallm.asymmetric_unit import AsymmetricUnit
-from crystallm.model.checkpoint import model_info
 from crystallm.model.gpt import GPT
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.composition import Request
@@ -210,14 +208,6 @@ def test_scorers_by_hand(root: Path) -> None:
 
 
 # ---------------------------------------------------------------- the command
-
-
-@pytest.fixture(scope="module")
-def checkpoint(random_gpt: GPT, tokenizer: CIFTokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    save_file(dict(random_gpt.named_parameters()), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(model_info(random_gpt.config, tokenizer)))
-    return str(folder)
 
 
 def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Matching against pymatgen's plain call:  python bin/bench_matching.py samples.parquet references.parquet --limit 2000
+"""Matching against pymatgen:  python bin/benchmark_matching.py samples.parquet references.parquet --limit 2000
 
 samples.parquet holds records with ids "MATERIAL_ID/NUMBER", as a benchmark's samples/*.parquet do; references.parquet a
 CIF for each material_id. Prints pairs a CPU-second of both, and whether they agree; exit status 1 where they do not.
