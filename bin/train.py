@@ -19,6 +19,7 @@ from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.sample.along import constrained_choices
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
@@ -48,7 +49,9 @@ def main(config: RunConfig) -> str:
         model = GPT(config.model, token_spec(tokenizer, config.model.loss))
     train, val = (TokenShards(config.data.path, split) for split in ("train", "val"))
     train.check_vocabulary(tokenizer)
-    collate = partial(make_batch, spec=model.spec, pad_multiple=16 if processes.device.type == "cuda" else 1)
+    choices = constrained_choices(tokenizer) if model.config.loss == "constrained" else None
+    pad_multiple = 16 if processes.device.type == "cuda" else 1
+    collate = partial(make_batch, spec=model.spec, pad_multiple=pad_multiple, choices=choices)
     data, share = config.data, (model.config.block_size, config.train.seed, processes.rank, processes.world)
     conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
     batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures, data.ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from crystallm.model.tokens import FORCED, TokenSpec
+
+# ids (T,) -> the places where a choice is left, each with what may stand there among its slot's tokens (None: all)
+Choices = Callable[[np.ndarray], Mapping[int, np.ndarray | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,8 @@ class Batch:
     groups: tuple[tuple[int, int], ...]  # (group, how many of the n), in the order of `positions`
     classes: frozenset[str]  # number classes among `ids`
     n_tokens: int  # tokens that are not padding
+    # Per group (n of the group, tokens of the group) bool: what constraints let through; None: everything
+    masks: tuple[Tensor | None, ...] = ()
 
     @property
     def n_structures(self) -> int:
@@ -35,12 +40,13 @@ class Batch:
         kind = torch.device(device).type
         if kind == "cpu":
             return self
-        names = ("ids", "positions", "targets", "slots")
-        tensors = {name: getattr(self, name) for name in names}
-        if kind == "cuda":  # pinned, so that copying does not wait
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return replace(self, **moved)
+
+        def moved(tensor: Tensor) -> Tensor:  # pinned, so that copying does not wait
+            return (tensor.pin_memory() if kind == "cuda" else tensor).to(device, non_blocking=True)
+
+        tensors = {name: moved(getattr(self, name)) for name in ("ids", "positions", "targets", "slots")}
+        masks = tuple(None if mask is None else moved(mask) for mask in self.masks)
+        return replace(self, **tensors, masks=masks)
 
 
 def make_batch(
@@ -48,8 +54,12 @@ def make_batch(
     spec: TokenSpec,
     prompt_lengths: Sequence[int] | None = None,
     pad_multiple: int = 1,
+    choices: Choices | None = None,
 ) -> Batch:
-    """Pad sequences of ids to one length; `prompt_lengths`: tokens that are given (default: up to `data_`)."""
+    """Pad sequences of ids to one length; `prompt_lengths`: tokens that are given (default: up to `data_`).
+
+    `choices`: where more than the grammar leaves no choice, and which tokens it lets through elsewhere.
+    """
     if not sequences:
         raise ValueError("a batch needs at least one sequence, got none")
     lengths = np.array([len(s) for s in sequences])
@@ -60,6 +70,13 @@ def make_batch(
         flat_slots = spec.slots(flat)
     else:  # a part of a structure: the grammar cannot go on from it to the next
         flat_slots = np.concatenate([spec.slots(np.asarray(s, dtype=np.int64)) for s in sequences])
+    places, masks = np.zeros(0, dtype=np.int64), []
+    if choices is not None:
+        left = [choices(sequence) for sequence in sequences]
+        starts = np.cumsum(lengths) - lengths
+        places = np.array([start + place for start, one in zip(starts, left, strict=True) for place in one])
+        masks = [mask for one in left for mask in one.values()]
+        flat_slots = np.where(np.isin(np.arange(len(flat)), places), flat_slots, FORCED)
     given = np.asarray(_condition_lengths(flat, row, column, spec) if prompt_lengths is None else prompt_lengths)
     # Nothing stands before the first token to predict it from, so one token at least is given.
     flat_slots = np.where(column < np.maximum(given, 1)[row], FORCED, flat_slots)
@@ -68,7 +85,25 @@ def make_batch(
     ids = np.full((len(sequences), width), spec.pad_id, dtype=np.int64)
     slots = np.full((len(sequences), width), FORCED, dtype=np.int64)
     ids[row, column], slots[row, column] = flat, flat_slots
-    return batch_from_arrays(ids, slots, spec, n_tokens=len(flat))
+    batch = batch_from_arrays(ids, slots, spec, n_tokens=len(flat))
+    if choices is None:
+        return batch
+    of_position = dict(zip((row * width + column)[places] - 1, masks, strict=True))
+    return replace(batch, masks=tuple(_group_masks(batch, of_position, spec)))
+
+
+def _group_masks(
+    batch: Batch, of_position: Mapping[int, np.ndarray | None], spec: TokenSpec
+) -> Iterator[Tensor | None]:
+    start = 0
+    for group, count in batch.groups:
+        masks = [of_position[int(position)] for position in batch.positions[start : start + count]]
+        start += count
+        if all(mask is None for mask in masks):
+            yield None
+            continue
+        everything = np.ones(len(spec.group_tokens[group]), dtype=bool)
+        yield torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
 
 
 def _condition_lengths(flat: np.ndarray, row: np.ndarray, column: np.ndarray, spec: TokenSpec) -> np.ndarray:

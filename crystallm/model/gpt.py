@@ -36,7 +36,8 @@ class GPTConfig:
     number_hidden: int = 64  # width of the network that makes them
     number_own: tuple[str, ...] = ("coordinate",)  # classes whose numbers add a free vector each
     element_features: bool = False  # vectors of elements: a network of their properties, and a free vector each
-    loss: LossKind = "grammar"  # softmax over what the grammar allows, or over the whole vocabulary
+    # Softmax over what the grammar allows, over the whole vocabulary, or over what the sampler's constraints allow
+    loss: LossKind = "grammar"
     # Width, in steps of the grid, of the Gaussian that replaces a number as the target; 0: the number alone.
     soft_coordinate: float = 0.0
     soft_length: float = 0.0
@@ -52,6 +53,8 @@ class GPTConfig:
             raise ValueError(f"rotary positions need an even head width, got {self.n_embd // self.n_head}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.loss == "constrained" and max(self.soft_coordinate, self.soft_length, self.soft_angle) > 0:
+            raise ValueError("soft targets reach tokens that loss='constrained' rules out; choose one of the two")
 
     @property
     def n_mlp(self) -> int:
@@ -268,9 +271,11 @@ class GPT(nn.Module):
         x = self.hidden(table(batch.ids))  # (B, T, C)
         x = self.ln_f(x.flatten(0, 1)[batch.positions])  # (n, C)
         nats, objective, start, soft = [], [], 0, False
-        for group, count in batch.groups:
+        for number, (group, count) in enumerate(batch.groups):
             targets = batch.targets[start : start + count]
             logits = self._group_logits(x[start : start + count], table, group)
+            if batch.masks and (mask := batch.masks[number]) is not None:
+                logits = logits.masked_fill(~mask, -torch.inf)
             nats.append(F.cross_entropy(logits, targets, reduction="none"))
             width = self.config.soft_width(self._group_block[group] or "")
             if width > 0 and self.training:

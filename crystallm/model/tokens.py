@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenizer import CIFTokenizer
 
-LossKind = Literal["grammar", "full"]
+LossKind = Literal["grammar", "full", "constrained"]
 FORCED = -1  # slot of a token that the grammar leaves no choice about
 ELEMENT_CLASSES = ("formula_element", "site_element", "element")
 NUMBER_CLASSES = ("integer", "length", "angle", "coordinate", "property_value")
