@@ -110,7 +110,7 @@ def to_primitive(crystal: Crystal, group: SpaceGroup) -> Crystal:
     if group.n_centring == 1:
         return crystal
     identity = (group.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
-    basis = _primitive_basis(group.number)  # (3, 3) rows in fractions of the conventional cell
+    basis = primitive_basis(group.number)  # (3, 3) rows in fractions of the conventional cell
     frac = crystal.frac_coords @ np.linalg.inv(basis)
     shifts = group.translations[identity] @ np.linalg.inv(basis)
     assert np.allclose(shifts, np.rint(shifts))
@@ -128,7 +128,8 @@ def to_primitive(crystal: Crystal, group: SpaceGroup) -> Crystal:
 
 
 @functools.cache
-def _primitive_basis(number: int) -> np.ndarray:
+def primitive_basis(number: int) -> np.ndarray:
+    """(3, 3) rows of the primitive cell in fractions of the conventional one."""
     group = space_group(number)
     identity = (group.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
     vectors = np.concatenate([group.translations[identity], np.eye(3)])

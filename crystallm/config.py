@@ -43,6 +43,14 @@ def load_config(cls: type[T], argv: Sequence[str] | None = None) -> T:
     return from_dict(cls, tree)
 
 
+def names_key(argv: Sequence[str] | None, key: str) -> bool:
+    """Whether arguments of load_config, or a YAML file among them, name this key at the top."""
+    argv = sys.argv[1:] if argv is None else argv
+    given = [a.lstrip("-").partition("=")[0].partition(".")[0] for a in argv if "=" in a]
+    files = [a for a in argv if "=" not in a and not a.startswith("-")]
+    return key in given or any(key in read_yaml(path) for path in files)
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build `cls` from a nested mapping, as YAML or a checkpoint's config holds it. Unknown keys are an error."""
     _check_keys(cls, values, where or cls.__name__)

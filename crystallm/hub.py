@@ -1,4 +1,4 @@
-"""Models that others share: `hf:org/name` or `hf:org/name@revision` as a local folder, by way of `huggingface_hub`."""
+"""Where a model lies: checkpoint folders, and what others share as `hf:org/name` or `hf:org/name@revision`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 # A repository of bin/export_hf.py has the checkpoint in crystallm/; one of bin/export_model.py is a checkpoint.
 FIRST = ["crystallm/*", "config.json"]
 CHECKPOINT = ["config.json", "*.safetensors", "known.npz"]
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A checkpoint folder: `path` itself, its best/ or last/, its crystallm/ (bin/export_hf.py); or hf:org/name.
+
+    A file, such as CrystaLLM's ckpt.pt, is a checkpoint by itself.
+    """
+    root = download_model(str(path)) if str(path).startswith(PREFIX) else Path(path)
+    if root.is_file():
+        return root
+    for folder in (root / "crystallm", root, root / "best", root / "best.old", root / "last", root / "last.old"):
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    raise FileNotFoundError(f"{root}: no checkpoint here (config.json beside model.safetensors), nor in best/ or last/")
 
 
 def download_model(name: str) -> Path:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crystallm.config import from_dict, to_dict
-from crystallm.hub import PREFIX, download_model
+from crystallm.hub import resolve_checkpoint
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 
@@ -69,20 +69,6 @@ def load_checkpoint(
     load_weights(model, load_file(file), where=str(file))
     info |= {"path": str(folder), "weights": name, "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
     return model.to(device).eval(), tokenizer, info
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder: `path` itself, its best/ or last/, its crystallm/ (bin/export_hf.py); or hf:org/name.
-
-    A file, such as CrystaLLM's ckpt.pt, is a checkpoint by itself.
-    """
-    root = download_model(str(path)) if str(path).startswith(PREFIX) else Path(path)
-    if root.is_file():
-        return root
-    for folder in (root / "crystallm", root, root / "best", root / "best.old", root / "last", root / "last.old"):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            return folder
-    raise FileNotFoundError(f"{root}: no checkpoint here (config.json beside model.safetensors), nor in best/ or last/")
 
 
 @torch.no_grad()

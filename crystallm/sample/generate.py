@@ -118,7 +118,7 @@ class Generator:
 
         Kept while the checkpoint stays the same.
         """
-        from crystallm.model.checkpoint import resolve_checkpoint
+        from crystallm.hub import resolve_checkpoint
 
         path = resolve_checkpoint(resource_path(BUNDLED_MODEL) if model is None else model)
         files = sorted(path.iterdir()) if path.is_dir() else [path]

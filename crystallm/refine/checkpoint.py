@@ -1,0 +1,39 @@
+"""Reading diffusion models back from checkpoint folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from crystallm.config import from_dict
+from crystallm.hub import resolve_checkpoint
+from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
+
+
+@torch.no_grad()
+def load_refiner(path: str | Path, device: torch.device | str = "cpu") -> tuple[CrystalDiffusionModel, dict[str, Any]]:
+    """(model in evaluation mode, info) from a checkpoint folder, or from a run's folder: its best.
+
+    The moving average where there is one. ValueError for a checkpoint of another kind.
+    """
+    folder = resolve_checkpoint(path)
+    config_file = folder / "config.json" if folder.is_dir() else folder
+    info = json.loads(config_file.read_text(encoding="utf-8")) if folder.is_dir() else {}
+    if "refiner" not in info:
+        raise ValueError(
+            f"{folder}: not a diffusion model (its config.json has no refiner); wanted a refiner's checkpoint"
+        )
+    model = CrystalDiffusionModel(from_dict(DiffusionConfig, info["refiner"], where=f"{config_file}: "))
+    file = next(f for f in (folder / "ema.safetensors", folder / "model.safetensors") if f.is_file())
+    tensors, parameters = load_file(file), dict(model.named_parameters())
+    if odd := sorted(set(parameters) ^ set(tensors)):
+        raise ValueError(f"{file}: {odd[0]} is {'missing' if odd[0] in parameters else 'unknown'} ({len(odd)} such)")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+    info |= {"path": str(folder), "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return model.to(device).eval(), info

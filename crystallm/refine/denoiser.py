@@ -1,0 +1,145 @@
+"""From a noisy crystal to the noise in it: a message-passing network over atoms and their periodic neighbours.
+
+It sees species, the noise level, and the vectors between atoms and all images of their neighbours within a cutoff;
+so whatever leaves these alone (turning the crystal, another origin, an atom moved by a lattice vector, another order,
+another cell of the same crystal) leaves its answer alone, or turns with the crystal.
+
+Each layer sums messages times spherical harmonics of their directions, one product of matrices for each atom; the
+squared length of each sum, which no rotation changes, updates the atom (the atomic basis of ACE, Drautz 2019, and its
+power spectrum). The answer is made of the sums of the first order (displacements) and the second (strain).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crystallm.refine.batch import CrystalBatch, Edges
+
+N_SPECIES = 119  # by atomic number; 0 stays unused
+TYPICAL_NEIGHBOURS = 30.0  # within 5 Å; sums over neighbours are divided by its root
+DATA_SCALE_ANG = 0.5  # displacements that are still worth knowing; beyond, the noise says nothing of where an atom was
+
+
+class Noise(NamedTuple):
+    """Of unit variance where it is noise of the diffusion; what the network answers."""
+
+    cart: Tensor  # (N, 3), to be multiplied by sigma (Å)
+    strain: Tensor  # (B, 3, 3) symmetric, to be multiplied by the strain's width
+
+
+class Denoiser(nn.Module):
+    def __init__(self, hidden_dim: int, num_layers: int, cutoff_ang: float, n_radial: int = 16):
+        super().__init__()
+        self.species = nn.Embedding(N_SPECIES, hidden_dim)
+        self.level = nn.Sequential(nn.Linear(32, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim))
+        self.flags = nn.Embedding(4, hidden_dim)  # symmetric or not, cell free or not
+        self.radial = Radial(n_radial, cutoff_ang)
+        self.layers = nn.ModuleList([Interaction(hidden_dim, n_radial) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.displace = nn.Linear(hidden_dim, num_layers * hidden_dim)
+        self.shear = nn.Linear(hidden_dim, num_layers * hidden_dim)
+        self.swell = nn.Linear(hidden_dim, 1)
+
+    def forward(self, batch: CrystalBatch, edges: Edges, sigma_ang: Tensor, cell_is_free: Tensor) -> Noise:
+        """sigma_ang (B,), cell_is_free (B,) bool -> the noise of coordinates and cell"""
+        level = self.level(sinusoids(sigma_ang.log())) + self.flags(2 * batch.is_symmetric + cell_is_free.long())
+        atoms = self.species(batch.atomic_numbers) + level[batch.crystal]  # (N, C)
+        shells = Shells(edges, len(atoms))
+        radial = self.radial(edges.length)  # (E, R)
+        vectors, tensors = [], []
+        for layer in self.layers:
+            atoms, sums = layer(atoms, edges.source, radial, shells)
+            vectors.append(sums[:, 1:4])  # (N, 3, C)
+            tensors.append(sums[:, 4:9])  # (N, 5, C)
+        state = self.norm(atoms)
+        cart = (torch.cat(vectors, dim=2) @ self.displace(state)[:, :, None])[:, :, 0]  # (N, 3)
+        scale = DATA_SCALE_ANG / torch.hypot(sigma_ang, torch.full_like(sigma_ang, DATA_SCALE_ANG))  # (B,)
+        shear = symmetric_tensor((torch.cat(tensors, dim=2) @ self.shear(state)[:, :, None])[:, :, 0])  # (N, 3, 3)
+        swell = self.swell(state)[:, :, None] * torch.eye(3, device=state.device)
+        return Noise(batch.centred(cart) * scale[batch.crystal][:, None], batch.mean(shear + swell))
+
+
+class Shells:
+    """The neighbours of each atom in one row of a matrix, so that sums over them are products of matrices."""
+
+    def __init__(self, edges: Edges, n_atoms: int):
+        count = torch.bincount(edges.target, minlength=n_atoms)
+        self.n_atoms, self.width = n_atoms, max(1, int(count.max())) if n_atoms else 1
+        order = torch.arange(len(edges.target), device=count.device)
+        within = order - (count.cumsum(0) - count)[edges.target]  # edges come sorted by target
+        self.place = edges.target * self.width + within  # (E,) in (n_atoms * width)
+        harmonics = spherical_harmonics(edges.vector / edges.length.clamp(min=1e-3)[:, None])  # (E, 9)
+        padded = harmonics.new_zeros(n_atoms * self.width, 9).index_copy(0, self.place, harmonics)
+        self.harmonics = padded.view(n_atoms, self.width, 9).transpose(1, 2) * TYPICAL_NEIGHBOURS**-0.5
+
+    def sums(self, messages: Tensor) -> Tensor:
+        """(E, C) -> (N, 9, C): of the messages to each atom, times the harmonics of where they come from"""
+        padded = messages.new_zeros(self.n_atoms * self.width, messages.shape[1])
+        padded = padded.index_copy(0, self.place, messages).view(self.n_atoms, self.width, -1)
+        return torch.bmm(self.harmonics.to(messages.dtype), padded)
+
+
+def spherical_harmonics(unit: Tensor) -> Tensor:
+    """(E, 3) unit vectors -> (E, 9): real, of orders 0, 1 and 2, each order's squares adding up to 1"""
+    x, y, z = unit.unbind(dim=1)
+    root = 3**0.5
+    second = (root * x * y, root * y * z, z * z - (x * x + y * y) / 2, root * x * z, root / 2 * (x * x - y * y))
+    return torch.stack([torch.ones_like(x), x, y, z, *second], dim=1)
+
+
+def symmetric_tensor(second: Tensor) -> Tensor:
+    """(N, 5) of order 2 -> (N, 3, 3) symmetric and traceless; spherical_harmonics of u gives u uᵀ - 1/3 times 3/2"""
+    xy, yz, zz, xz, difference = second.unbind(dim=1)
+    half = 3**0.5 / 2
+    rows = [
+        -zz / 2 + half * difference, half * xy, half * xz,
+        half * xy, -zz / 2 - half * difference, half * yz,
+        half * xz, half * yz, zz,
+    ]  # fmt: skip
+    return torch.stack(rows, dim=1).view(-1, 3, 3)
+
+
+class Interaction(nn.Module):
+    def __init__(self, width: int, n_radial: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.source = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.filter = nn.Linear(n_radial, width, bias=False)
+        self.update = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, atoms: Tensor, source: Tensor, radial: Tensor, shells: Shells) -> tuple[Tensor, Tensor]:
+        """atoms (N, C), radial (E, R) -> atoms (N, C), and the sums they were updated with (N, 9, C)"""
+        own = self.norm(atoms)
+        sums = shells.sums(self.source(own).index_select(0, source) * self.filter(radial))
+        lengths = [part.square().sum(dim=1) for part in (sums[:, 1:4], sums[:, 4:9])]
+        return atoms + self.update(torch.cat([own, sums[:, 0], *lengths], dim=1)), sums
+
+
+class Radial(nn.Module):
+    """Bessel functions of the distance under a smooth envelope (DimeNet, Gasteiger et al. 2020, eqs. 7 and 8)."""
+
+    frequencies: Tensor
+
+    def __init__(self, n_radial: int, cutoff_ang: float):
+        super().__init__()
+        self.cutoff_ang = cutoff_ang
+        frequencies = math.pi / cutoff_ang * torch.arange(1, n_radial + 1)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, length: Tensor) -> Tensor:
+        """(E,) Å -> (E, n_radial), all 0 at the cutoff"""
+        x = length / self.cutoff_ang
+        envelope = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
+        waves = torch.sin(length[:, None] * self.frequencies) / length.clamp(min=1e-3)[:, None]
+        return (2 / self.cutoff_ang) ** 0.5 * waves * envelope[:, None]
+
+
+def sinusoids(values: Tensor) -> Tensor:
+    """(B,) -> (B, 32)"""
+    frequencies = torch.exp(torch.linspace(math.log(0.2), math.log(5.0), 16, device=values.device))
+    angles = values[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

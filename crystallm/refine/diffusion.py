@@ -1,0 +1,238 @@
+"""The diffusion model: noise on the torus of coordinates, and on the cell when asked; training loss and samplers.
+
+Noise is a displacement in Å, so it means the same in every cell; wrapped into the cell it is a wrapped normal. The
+network learns the noise itself: given the wrapped position, its mean is minus sigma times the score of the wrapped
+normal (denoising score matching, Vincent 2011, holds on the torus as well, since windings are one more thing to
+average over). Cells are strained, L_t = L_0 exp(s E) with E symmetric and Gaussian, s = STRAIN_PER_ANG sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crystallm.crystal import Crystal
+from crystallm.refine.batch import CrystalBatch, Neighbours, make_batch
+from crystallm.refine.compositions import Lattices, Species, start_crystals
+from crystallm.refine.denoiser import Denoiser, Noise
+from crystallm.refine.orbits import Orbits
+from crystallm.refine.schedule import SIGMA_MAX_ANG, SIGMA_MIN_ANG, ScheduleName, make_schedule
+
+Sampler = Literal["ddim", "ancestral", "predictor_corrector"]
+STRAIN_PER_ANG = 0.1  # a cell edge of 10 Å changes as much as an atom moves
+CORRECTOR_SNR = 0.16  # of the Langevin step; Song et al. 2021, appendix G
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    hidden_dim: int = 128
+    num_layers: int = 4
+    timesteps: int = 200
+    schedule: ScheduleName = "geometric"
+    sigma_min_ang: float = SIGMA_MIN_ANG
+    sigma_max_ang: float = SIGMA_MAX_ANG
+    cutoff_ang: float = 5.0
+    free_cell: float = 0.5  # share of training in which the cell is noisy too; 0: cells are always given
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "num_layers", "cutoff_ang"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.free_cell <= 1:
+            raise ValueError(f"free_cell must be in [0, 1], got {self.free_cell}")
+        make_schedule(self.schedule, self.timesteps, self.sigma_min_ang, self.sigma_max_ang)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """As train.trainer.LossLike: squared errors of unit noise, a mean for each crystal."""
+
+    total: Tensor
+    weight: int
+    sums: Tensor
+    counts: Tensor
+
+
+class CrystalDiffusionModel(nn.Module):
+    """`CrystalDiffusionModel(hidden_dim=128, num_layers=4, timesteps=200)`, or with a DiffusionConfig."""
+
+    loss_names = (
+        "error_per_structure",
+        "coordinates",
+        "coordinates_below_0.1",
+        "coordinates_below_0.5",
+        "coordinates_above",
+        "cell",
+    )
+
+    def __init__(self, config: DiffusionConfig | None = None, **settings: Any):
+        super().__init__()
+        self.config = config = replace(config or DiffusionConfig(), **settings)
+        widths = (config.sigma_min_ang, config.sigma_max_ang)
+        self.schedule = make_schedule(config.schedule, config.timesteps, *widths)
+        self.denoiser = Denoiser(config.hidden_dim, config.num_layers, config.cutoff_ang)
+
+    def predict(self, batch: CrystalBatch, sigma_ang: Tensor, cell_is_free: Tensor, near: Neighbours) -> Noise:
+        return self.denoiser(batch, near.edges(batch.frac_coords), sigma_ang, cell_is_free)
+
+    # ---------------------------------------------------------------- training
+
+    def loss(self, batch: CrystalBatch) -> Loss:
+        """At a random time step for each crystal; in evaluation mode the same ones every time."""
+        generator = None
+        if not self.training:
+            generator = torch.Generator(batch.lattice.device).manual_seed(len(batch.crystal))
+        n, device = batch.n_crystals, batch.lattice.device
+        sigmas = torch.as_tensor(self.schedule.sigma_ang, dtype=torch.float32, device=device)
+        sigma = sigmas[torch.randint(len(sigmas), (n,), generator=generator, device=device)]
+        cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
+        noise = draw_noise(batch, generator)
+        noisy = add_noise(batch, noise, sigma, cell_is_free)
+        found = self.predict(noisy, sigma, cell_is_free, Neighbours(noisy, self.config.cutoff_ang))
+        atom_errors = (found.cart - noise.cart).square().sum(dim=1)  # (N,)
+        errors = batch.mean(atom_errors[:, None])[:, 0]
+        free = batch.mean(batch.n_free.to(errors.dtype)[:, None])[:, 0]  # directions of an atom
+        moves = (free > 0) & ((batch.n_atoms > 1) | batch.is_symmetric)
+        coordinates = torch.where(moves, errors / free.clamp(min=1e-3), 0.0)  # (B,) 1 for an ignorant answer
+        strain_errors = (found.strain - noise.strain).square().sum(dim=(1, 2))
+        cell = torch.where(cell_is_free, strain_errors / batch.n_strain, 0.0)
+        each = coordinates + cell
+        with torch.no_grad():
+            low, middle = moves & (sigma < 0.1), moves & (sigma >= 0.1) & (sigma < 0.5)
+            parts = [torch.ones_like(moves), moves, low, middle, moves & (sigma >= 0.5), cell_is_free]
+            counts = torch.stack([part.float().sum() for part in parts])
+            values = (each, coordinates, coordinates, coordinates, coordinates, cell)
+            sums = torch.stack([(v * p).sum() for v, p in zip(values, parts, strict=True)])
+        return Loss(each.sum(), n, sums, counts)
+
+    # ---------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        batch: CrystalBatch,
+        sigmas_ang: Sequence[float],
+        free_cell: bool = False,
+        sampler: Sampler = "ddim",
+        generator: torch.Generator | None = None,
+    ) -> CrystalBatch:
+        """From crystals with noise of width sigmas_ang[0] down through the others to none.
+
+        Symmetric crystals stay so: only their free parameters move. ddim draws nothing.
+        """
+        if sampler not in get_args(Sampler):
+            raise ValueError(f"no sampler {sampler!r}; there are {', '.join(get_args(Sampler))}")
+        self.eval()
+        cell_is_free = torch.full((batch.n_crystals,), free_cell, device=batch.lattice.device)
+        near = Neighbours(batch, self.config.cutoff_ang)
+        for sigma, after in zip(sigmas_ang, [*sigmas_ang[1:], 0.0], strict=True):
+            noise = self._noise(batch, sigma, cell_is_free, near)
+            if sampler == "ddim":
+                batch = _shifted(batch, noise, after - sigma, free_cell)
+            else:  # Song et al. 2021, eq. 9 of the appendix on ancestral sampling
+                batch = _shifted(batch, noise, (after**2 - sigma**2) / sigma, free_cell)
+                fresh = after * math.sqrt(max(sigma**2 - after**2, 0)) / sigma
+                batch = _shifted(batch, draw_noise(batch, generator), fresh, free_cell)
+            near = Neighbours(batch, self.config.cutoff_ang) if free_cell else near
+            if sampler == "predictor_corrector" and after > 0:
+                noise = self._noise(batch, after, cell_is_free, near)
+                fresh_noise = draw_noise(batch, generator)
+                step = 2 * (CORRECTOR_SNR * after) ** 2  # of score ascent; the score is -noise / sigma
+                batch = _shifted(batch, noise, -step / after, False)
+                batch = _shifted(batch, fresh_noise, math.sqrt(2 * step), False)
+        return batch
+
+    def _noise(self, batch: CrystalBatch, sigma: float, cell_is_free: Tensor, near: Neighbours) -> Noise:
+        """The network's answer, made exactly as symmetric as the crystal is."""
+        sigmas = torch.full((batch.n_crystals,), sigma, device=batch.lattice.device)
+        noise = self.predict(batch, sigmas, cell_is_free, near)
+        return Noise(batch.following(noise.cart), batch.allowed_strain(noise.strain))
+
+    def refine(
+        self,
+        crystals: Sequence[Crystal],
+        orbits: Sequence[Orbits | None] | None = None,
+        start_sigma_ang: float = 0.2,
+        num_steps: int = 8,
+        free_cell: bool = False,
+        add_noise: bool = False,
+        seed: int = 0,
+    ) -> list[Crystal]:
+        """The crystals, taken for noisy ones of width `start_sigma_ang`, without that noise.
+
+        With orbits only free parameters move. `add_noise` draws the noise and adds it first; without it nothing is
+        random. Steps fall in equal ratios from the width to the schedule's least.
+        """
+        if not start_sigma_ang > self.config.sigma_min_ang:
+            raise ValueError(f"start_sigma_ang must be above {self.config.sigma_min_ang}, got {start_sigma_ang}")
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        batch = make_batch(crystals, orbits).to(next(self.parameters()).device)
+        if add_noise:
+            noise = draw_noise(batch, torch.Generator().manual_seed(seed))
+            batch = _shifted(batch, noise, start_sigma_ang, free_cell)
+        sigmas = np.geomspace(start_sigma_ang, self.config.sigma_min_ang, num_steps).tolist()
+        return self.denoise(batch, sigmas, free_cell).crystals()
+
+    def sample(
+        self,
+        batch_size: int = 1,
+        lattice: Lattices | None = None,
+        species: Species | None = None,
+        max_atoms: int | None = None,
+        mask: np.ndarray | Tensor | None = None,
+        num_steps: int | None = None,
+        sampler: Sampler = "ancestral",
+        seed: int | None = None,
+    ) -> list[Crystal]:
+        """`batch_size` crystals from noise.
+
+        `lattice` (3, 3) or (batch_size, 3, 3), Å; without it the cells are generated too. `species`: symbols or atomic
+        numbers of one crystal, or a list of them for each. Padded, species is (batch_size, max_atoms) and `mask` says
+        which places hold atoms. `num_steps`: of the schedule's, by default all. The same seed gives the same crystals.
+        Raises ValueError for cells or species that cannot be, or where neither says how many atoms there are.
+        """
+        generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
+        if seed is None:
+            generator.seed()
+        crystals = start_crystals(batch_size, lattice, species, max_atoms, mask, generator)
+        batch = make_batch(crystals).to(next(self.parameters()).device)
+        free_cell = lattice is None
+        if free_cell:
+            batch = batch.strained(STRAIN_PER_ANG * self.config.sigma_max_ang * draw_noise(batch, generator).strain)
+        steps = num_steps or len(self.schedule.sigma_ang)
+        places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
+        sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
+        return self.denoise(batch, sigmas, free_cell, sampler, generator).crystals()
+
+
+def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:
+    """Unit noise: for each atom as far as its site is free, without a shift of the whole; for each cell likewise."""
+    device = batch.lattice.device
+
+    def normal(*shape: int) -> Tensor:
+        if generator is None or generator.device.type == device.type:
+            return torch.randn(*shape, generator=generator, device=device)
+        return torch.randn(*shape, generator=generator).to(device)
+
+    cart = batch.centred(batch.following(normal(len(batch.crystal), 3)))
+    matrix = normal(batch.n_crystals, 3, 3)
+    return Noise(cart, batch.allowed_strain((matrix + matrix.transpose(1, 2)) / 2))
+
+
+def add_noise(batch: CrystalBatch, noise: Noise, sigma_ang: Tensor, cell_is_free: Tensor) -> CrystalBatch:
+    """sigma_ang (B,); cells are strained only where they are free."""
+    moved = batch.moved(sigma_ang[batch.crystal][:, None] * noise.cart)
+    width = torch.where(cell_is_free, STRAIN_PER_ANG * sigma_ang, 0.0)
+    return moved.strained(width[:, None, None] * noise.strain)
+
+
+def _shifted(batch: CrystalBatch, noise: Noise, width_ang: float, free_cell: bool) -> CrystalBatch:
+    batch = batch.moved(width_ang * noise.cart)
+    return batch.strained(STRAIN_PER_ANG * width_ang * noise.strain) if free_cell else batch

@@ -1,0 +1,143 @@
+"""Crystals for training: canonical texts packed once, then batches of about equal work, in an order fixed by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.crystal import Crystal
+from crystallm.parallel import Failure, map_processes
+from crystallm.refine.batch import CrystalBatch, PackedCrystals, pack
+from crystallm.refine.orbits import Orbits, primitive_with_orbits
+
+
+@dataclass(frozen=True)
+class CrystalDataConfig:
+    path: str = "data/materials_project"  # folder of token shards, as bin/prepare_data.py writes it
+    ids: str | None = None  # file with one record id a line: train on these alone
+    max_atoms: int = 20  # in the primitive cell
+    batch_edges: int = 16_000  # pairs of neighbours in a batch, about
+    symmetric: float = 0.7  # share of crystals in which only the free parameters of their symmetry are noisy
+    pool: int = 2048  # crystals that are sorted by their number of neighbours: less padding
+    max_structures: int | None = None  # train on a random choice of so many
+    max_val_structures: int | None = None
+    workers: int | None = None  # processes that read the texts, once; None: one a core
+
+    def __post_init__(self) -> None:
+        for name in ("max_atoms", "batch_edges", "pool"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.symmetric <= 1:
+            raise ValueError(f"symmetric must be in [0, 1], got {self.symmetric}")
+
+
+def packed_crystals(
+    texts: Sequence[str], cache: Path | None = None, workers: int | None = None
+) -> tuple[PackedCrystals, dict[str, str]]:
+    """The primitive cells of canonical texts, and the texts' places that have none with the reason.
+
+    `cache`: a file that keeps them; it is written again for other texts.
+    """
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    if cache is not None and cache.is_file():
+        with np.load(cache) as arrays:
+            if str(arrays["digest"]) == digest:
+                kept = PackedCrystals(**{field.name: arrays[field.name] for field in fields(PackedCrystals)})
+                return kept, dict(zip(arrays["left_out"].tolist(), arrays["reasons"].tolist(), strict=True))
+    crystals: list[Crystal] = []
+    orbits: list[Orbits] = []
+    left_out: dict[str, str] = {}
+    for place, result in enumerate(map_processes(_read, texts, workers=workers)):
+        if isinstance(result, Failure):
+            left_out[str(place)] = str(result)
+        else:
+            crystals.append(result[0])
+            orbits.append(result[1])
+    kept = pack(crystals, orbits)
+    if cache is not None:
+        arrays = {field.name: getattr(kept, field.name) for field in fields(PackedCrystals)}
+        partial = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
+        np.savez(partial, digest=digest, left_out=list(left_out), reasons=list(left_out.values()), **arrays)
+        partial.replace(cache)
+    return kept, left_out
+
+
+def _read(text: str) -> tuple[Crystal, Orbits]:
+    return primitive_with_orbits(AsymmetricUnit.from_text(text))
+
+
+class CrystalLoader:
+    """Batches for one of `world` processes; `state` is where the run stands, as train.loader.ShardLoader's."""
+
+    def __init__(
+        self,
+        crystals: PackedCrystals,
+        config: CrystalDataConfig,
+        cutoff_ang: float,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        max_structures: int | None = None,
+    ):
+        self.crystals, self.config, self.seed, self.rank, self.world = crystals, config, seed, rank, world
+        self.work = crystals.n_edges * (4 / 3 * np.pi * cutoff_ang**3) + crystals.n_atoms  # (n,) edges, about
+        fits = np.flatnonzero(crystals.n_atoms <= config.max_atoms)
+        self.too_large = len(crystals) - len(fits)
+        if max_structures is not None and max_structures < len(fits):
+            fits = np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(fits)[:max_structures])
+        if not len(fits):
+            raise ValueError(f"none of {len(crystals)} crystals has {config.max_atoms} atoms or fewer")
+        self.indices = fits
+        self.epoch, self.batch = 0, 0
+        self._plan()
+
+    @property
+    def state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    @state.setter
+    def state(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._plan()
+
+    @property
+    def n_batches(self) -> int:
+        return len(self._order)
+
+    def take(self, n: int) -> Iterator[CrystalBatch]:
+        """This process's n batches of the next n * world; goes on into the next epoch."""
+        for i in range(n * self.world):
+            chosen = self._order[self.batch]
+            symmetric = self._symmetric[chosen]
+            self.batch += 1
+            if self.batch == len(self._order):
+                self.state = {"epoch": self.epoch + 1, "batch": 0}
+            if i % self.world == self.rank:
+                yield self.crystals.batch(chosen, symmetric)
+
+    def once(self) -> Iterator[CrystalBatch]:
+        """Every crystal once, with its symmetry: this process's share."""
+        for i, chosen in enumerate(self._cut(self.indices)):
+            if i % self.world == self.rank:
+                yield self.crystals.batch(chosen, np.ones(len(chosen), dtype=bool))
+
+    def _plan(self) -> None:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        self._symmetric = rng.random(len(self.crystals)) < self.config.symmetric
+        shuffled = rng.permutation(self.indices)
+        batches: list[np.ndarray] = []
+        for start in range(0, len(shuffled), self.config.pool):
+            batches += self._cut(shuffled[start : start + self.config.pool])
+        self._order = [batches[i] for i in rng.permutation(len(batches))]
+
+    def _cut(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Batches of about batch_edges each, of crystals with like numbers of neighbours."""
+        indices = indices[np.argsort((self.work / self.crystals.n_atoms)[indices], kind="stable")]
+        number = np.floor(np.cumsum(self.work[indices]) / self.config.batch_edges)
+        return np.split(indices, np.flatnonzero(np.diff(number)) + 1)

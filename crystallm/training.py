@@ -1,0 +1,142 @@
+"""Training runs: what bin/train.py does with a config, for the language model and for the diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crystallm.config import load_config, names_key, to_dict, to_yaml
+from crystallm.model.batch import make_batch
+from crystallm.model.checkpoint import load_checkpoint, model_info
+from crystallm.model.gpt import GPT, GPTConfig
+from crystallm.model.tokens import token_spec
+from crystallm.refine.checkpoint import load_refiner
+from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
+from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals
+from crystallm.sample.along import constrained_choices
+from crystallm.train.distribution import start_processes
+from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
+from crystallm.train.trainer import TrainConfig, Trainer
+from crystallm.version import __version__
+from tokenizer import CIFTokenizer
+
+
+def train(argv: Sequence[str] | None = None) -> str:
+    """The run that the arguments describe: with `refiner` among its keys the diffusion model's, else the decoder's."""
+    if names_key(argv, "refiner"):
+        return train_refiner(load_config(RefinerRunConfig, argv))
+    return train_decoder(load_config(RunConfig, argv))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    out: str = "runs/train"
+    init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    vocabulary: str = "cif"
+    validity_samples: int = 0  # samples drawn and checked at each evaluation, where pymatgen is installed
+    data: DataConfig = field(default_factory=DataConfig)
+    model: GPTConfig = field(default_factory=GPTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def train_decoder(config: RunConfig) -> str:
+    """Train the language model; why it ended. Raises FileNotFoundError, ValueError for data that do not fit."""
+    processes = start_processes(config.train.device, config.train.threads)
+    torch.manual_seed(config.train.seed)
+    provenance = {"crystallm": __version__, "torch": torch.__version__}
+    if config.init_from:
+        model, tokenizer, base = load_checkpoint(config.init_from)
+        provenance["init_from"] = base["model_hash"]
+    else:
+        tokenizer = CIFTokenizer(config.vocabulary)
+        model = GPT(config.model, token_spec(tokenizer, config.model.loss))
+    train, val = (TokenShards(config.data.path, split) for split in ("train", "val"))
+    train.check_vocabulary(tokenizer)
+    choices = constrained_choices(tokenizer) if model.config.loss == "constrained" else None
+    pad_multiple = 16 if processes.device.type == "cuda" else 1
+    collate = partial(make_batch, spec=model.spec, pad_multiple=pad_multiple, choices=choices)
+    data, share = config.data, (model.config.block_size, config.train.seed, processes.rank, processes.world)
+    conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
+    batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures, data.ids)
+    val_batches = ShardLoader(val, collate, data, *share, max_structures=data.max_val_structures)
+    info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta, "provenance": provenance}
+    callbacks = []
+    if config.validity_samples:
+        from crystallm.pipeline import validity_callback  # needs the crystal libraries, as training does not
+
+        callback = validity_callback(tokenizer, config.validity_samples)
+        callbacks = [] if callback is None else [callback]
+        if callback is None and processes.is_first:
+            print("validity_samples: left out, since pymatgen, spglib and moyopy are not all installed")
+    if processes.is_first:
+        print(to_yaml(config))
+        n_all = sum(p.numel() for p in model.parameters())
+        print(f"parameters: {model.n_block_parameters:,} in blocks, {n_all:,} in all")
+        for name, loader in (("train", batches), ("val", val_batches)):
+            print(
+                f"{name}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
+            )
+    trainer = Trainer(model, batches, val_batches.once, config.train, config.out, processes, info, callbacks)
+    reason = trainer.fit()
+    processes.close()
+    return reason
+
+
+@dataclass(frozen=True)
+class RefinerRunConfig:
+    out: str = "runs/refiner"
+    init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    data: CrystalDataConfig = field(default_factory=CrystalDataConfig)
+    refiner: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def train_refiner(config: RefinerRunConfig) -> str:
+    """Train the diffusion model on the crystals of token shards; why it ended."""
+    processes = start_processes(config.train.device, config.train.threads)
+    torch.manual_seed(config.train.seed)
+    provenance = {"crystallm": __version__, "torch": torch.__version__}
+    if config.init_from:
+        model, base = load_refiner(config.init_from)
+        provenance["init_from"] = base["model_hash"]
+    else:
+        model = CrystalDiffusionModel(config.refiner)
+    loaders = {}
+    for split, ids, limit in (
+        ("train", config.data.ids, config.data.max_structures),
+        ("val", None, config.data.max_val_structures),
+    ):
+        shards = TokenShards(config.data.path, split)
+        tokenizer = CIFTokenizer(shards.meta["vocabulary"])
+        shards.check_vocabulary(tokenizer)
+        places = range(len(shards)) if ids is None else shards.find(ids)
+        texts = [tokenizer.decode(shards[int(place)]) for place in places]
+        cache = Path(config.data.path) / f"crystals_{split}{'' if ids is None else '_some'}.npz"
+        crystals, left_out = packed_crystals(texts, cache, config.data.workers)
+        share = (config.train.seed, processes.rank, processes.world)
+        loader = loaders[split] = CrystalLoader(crystals, config.data, model.config.cutoff_ang, *share, limit)
+        if processes.is_first:
+            print(
+                f"{split}: {len(loader.indices):,} crystals, {loader.n_batches} batches, "
+                f"with too many atoms: {loader.too_large:,}"
+            )
+            for place, reason in list(left_out.items())[:5]:
+                print(f"  {split} {place}: left out, {reason}")
+    info: dict[str, Any] = {
+        "refiner": to_dict(model.config),
+        "run": to_dict(config),
+        "data": shards.meta,
+        "provenance": provenance,
+    }
+    if processes.is_first:
+        print(to_yaml(config))
+        print(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
+    trainer = Trainer(model, loaders["train"], loaders["val"].once, config.train, config.out, processes, info)
+    reason = trainer.fit()
+    processes.close()
+    return reason
