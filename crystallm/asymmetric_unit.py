@@ -8,13 +8,22 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from crystallm.crystal import Crystal, formula_text, lattice_from_parameters
 from crystallm.space_groups import SpaceGroup, space_group, space_group_symbols
 from tokenizer.elements import ATOMIC_NUMBERS
+
+COORDINATE_DECIMALS = 3  # of a canonical text
+# A half goes up, and so does what lies a hair below it: 1/16 sits on a rounding boundary in every description.
+_GUARD = 1e-3
+
+
+def round_to_steps(values: np.ndarray, steps: int) -> np.ndarray:
+    """In whole steps, of which there are `steps` to the unit; int64."""
+    return np.floor(values * steps + 0.5 + _GUARD).astype(np.int64)
 
 
 class CanonicalError(ValueError):
@@ -59,10 +68,12 @@ class AsymmetricUnit:
         """Of each site, in the conventional cell."""
         return tuple(self.group.position(site.letter).multiplicity for site in self.sites)
 
-    def to_text(self) -> str:
+    def to_text(self, coordinate_decimals: int = COORDINATE_DECIMALS) -> str:
+        """Coordinates are to lie on the grid of so many decimals already; see `on_grid`."""
         a, b, c, alpha, beta, gamma = self.cell
         head = [f"# {name} {value:+.2f}" for name, value in self.properties.items()]
-        sites = [f"{s.symbol} {s.letter} {s.frac[0]:.3f} {s.frac[1]:.3f} {s.frac[2]:.3f}" for s in self.sites]
+        places = coordinate_decimals
+        sites = [" ".join([s.symbol, s.letter, *(f"{value:.{places}f}" for value in s.frac)]) for s in self.sites]
         lines = [
             *head,
             f"data_{self.reduced_formula}",
@@ -88,6 +99,17 @@ class AsymmetricUnit:
     def from_text(cls, text: str) -> AsymmetricUnit:
         """Raises CanonicalError with the first line that does not fit."""
         return _read_text(text)
+
+    def on_grid(self, coordinate_decimals: int = COORDINATE_DECIMALS) -> AsymmetricUnit:
+        """With the free coordinates rounded to so many decimals, and what they determine computed from them."""
+        steps = 10**coordinate_decimals
+        sites = []
+        for site in self.sites:
+            free = round_to_steps(np.array(site.frac), steps) / steps
+            exact = self.group.position(site.letter).coordinates(free)
+            x, y, z = (round_to_steps(exact, steps) % steps / steps).tolist()
+            sites.append(Site(site.symbol, site.letter, (x, y, z)))
+        return replace(self, sites=tuple(sites))
 
     def to_crystal(self) -> Crystal:
         """The atoms of the conventional cell, special coordinates exact. Raises CanonicalError for an impossible

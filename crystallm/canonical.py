@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, Site, to_primitive
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, Site, round_to_steps, to_primitive
 from crystallm.crystal import Crystal, formula_text, reduce_composition
 from crystallm.space_groups import SpaceGroup, WyckoffPosition, space_group
 from crystallm.symmetry import SymmetricSites, SymmetryError, find_symmetric_sites, has_space_group, identify_positions
@@ -23,23 +23,24 @@ from tokenizer.elements import ELEMENT_RANK, SYMBOLS
 
 LENGTH_STEPS = 100  # per Å: lengths are multiples of 0.01 Å
 ANGLE_STEPS = 10  # per degree
-COORDINATE_STEPS = 1000  # per cell edge
-# A half goes up, and so does what lies a hair below it: 1/16 sits on a rounding boundary in every description.
-_GUARD = 1e-3
+COORDINATE_STEPS = 1000  # per cell edge, where no other number is asked for
 _MAX_ROUNDS = 4
 
 
-def canonicalize(crystal: Crystal) -> AsymmetricUnit:
+def canonicalize(crystal: Crystal, coordinate_steps: int = COORDINATE_STEPS) -> AsymmetricUnit:
     """The canonical description. Raises CanonicalError ("symmetry", "not_representable", "unstable_symmetry").
 
     Symmetrising and rounding can lift a crystal into a supergroup; it is then described again, until the group that the
-    text states is the group found in what it expands to.
+    text states is the group found in what it expands to. Another number of coordinate steps to the cell edge gives the
+    canonical description on that grid, where rule (4) may choose differently.
     """
+    if not 1 <= coordinate_steps <= 10**6:  # three coordinates are compared as one 64-bit integer
+        raise ValueError(f"coordinate_steps must be from 1 to 1,000,000, got {coordinate_steps}")
     try:
         sites = find_symmetric_sites(crystal)
         seen = []
         for _ in range(_MAX_ROUNDS):
-            unit = describe(sites)
+            unit = describe(sites, coordinate_steps)
             primitive = to_primitive(unit.to_crystal(), unit.group)
             seen.append(unit.group.symbol)
             if has_space_group(primitive, unit.group):
@@ -50,13 +51,13 @@ def canonicalize(crystal: Crystal) -> AsymmetricUnit:
     raise CanonicalError("unstable_symmetry", f"the group changes with each description: {' → '.join(seen)}")
 
 
-def describe(sites: SymmetricSites) -> AsymmetricUnit:
+def describe(sites: SymmetricSites, coordinate_steps: int = COORDINATE_STEPS) -> AsymmetricUnit:
     """The canonical description of symmetrised sites. Raises CanonicalError where a number leaves the vocabulary."""
     group = sites.group
     rank = np.array([ELEMENT_RANK[SYMBOLS[z - 1]] for z in sites.atomic_numbers])
     best: tuple | None = None
     for metric, points, letters in _reduced_descriptions(sites):
-        candidate = _smallest_description(group, rank, points, letters)
+        candidate = _smallest_description(group, rank, points, letters, coordinate_steps)
         if best is None or candidate < best[0]:
             best = candidate, metric
     assert best is not None
@@ -66,9 +67,9 @@ def describe(sites: SymmetricSites) -> AsymmetricUnit:
     counts: dict[str, int] = {}
     for element, letter, code in rows:
         symbol, position = _symbol_of_rank()[element], group.wyckoff[letter]
-        frac = position.coordinates(np.array(code) / COORDINATE_STEPS)
-        steps = _round(frac, COORDINATE_STEPS) % COORDINATE_STEPS
-        x, y, z = (steps / COORDINATE_STEPS).tolist()
+        frac = position.coordinates(np.array(code) / coordinate_steps)
+        steps = round_to_steps(frac, coordinate_steps) % coordinate_steps
+        x, y, z = (steps / coordinate_steps).tolist()
         text_sites.append(Site(symbol, position.letter, (x, y, z)))
         counts[symbol] = counts.get(symbol, 0) + multiplicity[position.letter]
     formula, units = reduce_composition(counts)
@@ -83,10 +84,6 @@ def describe(sites: SymmetricSites) -> AsymmetricUnit:
     return AsymmetricUnit(tuple(formula.items()), units // group.n_centring, group.number, cell, tuple(text_sites))
 
 
-def _round(values: np.ndarray, steps: int) -> np.ndarray:
-    return np.floor(values * steps + 0.5 + _GUARD).astype(np.int64)
-
-
 def _cell_parameters(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3, 3) metrics, Å² -> lengths (n, 3) in Å and angles (n, 3) in degrees."""
     lengths = np.sqrt(np.diagonal(metric, axis1=1, axis2=2))
@@ -98,10 +95,10 @@ def _cell_parameters(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _tied_cell(group: SpaceGroup, metric: np.ndarray) -> tuple[float, float, float, float, float, float]:
     """Rounded, and exact where the crystal system says what a length or an angle is."""
     lengths, angles = (values[0] for values in _cell_parameters(metric[None]))
-    a_b_c = (_round(lengths, LENGTH_STEPS) / LENGTH_STEPS).tolist()
+    a_b_c = (round_to_steps(lengths, LENGTH_STEPS) / LENGTH_STEPS).tolist()
     for i, j in group.ties.equal_lengths:
         a_b_c[i] = a_b_c[j]
-    rounded = (_round(angles, ANGLE_STEPS) / ANGLE_STEPS).tolist()
+    rounded = (round_to_steps(angles, ANGLE_STEPS) / ANGLE_STEPS).tolist()
     alpha, beta, gamma = (
         value if tied is None else tied for tied, value in zip(group.ties.angles, rounded, strict=True)
     )
@@ -114,7 +111,12 @@ def _cell_keys(metric: np.ndarray) -> np.ndarray:
     # 62.85° and 117.15° are one distance from 90°, also where rounding to 0.1° would take them apart.
     off_right = angles - 90.0
     return np.concatenate(
-        [_round(lengths, LENGTH_STEPS), _round(np.abs(off_right), ANGLE_STEPS), off_right < -0.5 / ANGLE_STEPS], axis=1
+        [
+            round_to_steps(lengths, LENGTH_STEPS),
+            round_to_steps(np.abs(off_right), ANGLE_STEPS),
+            off_right < -0.5 / ANGLE_STEPS,
+        ],
+        axis=1,
     )
 
 
@@ -183,7 +185,7 @@ _Rows = list[tuple[int, int, tuple[int, int, int]]]
 
 
 def _smallest_description(
-    group: SpaceGroup, rank: np.ndarray, points: np.ndarray, letters: np.ndarray
+    group: SpaceGroup, rank: np.ndarray, points: np.ndarray, letters: np.ndarray, n_steps: int
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], _Rows]:
     """Rules (2) to (4). Returns (comparison key, rows), rows being (element rank, letter index, coordinate steps)."""
     normaliser = group.normaliser
@@ -204,28 +206,28 @@ def _smallest_description(
     for s in range(len(rank)):
         for letter in np.unique(new_letters[:, s]):
             rows = np.flatnonzero(new_letters[:, s] == letter)
-            codes[rows, s] = _point_codes(group.wyckoff[letter], images[rows, s])
+            codes[rows, s] = _point_codes(group.wyckoff[letter], images[rows, s], n_steps)
     order = np.lexsort((codes, combined), axis=1)
     keys = np.take_along_axis(codes, order, axis=1)
     winner = _smallest_rows(keys)[0]
     result: _Rows = []
     for s in order[winner]:
         code = int(codes[winner, s])
-        split = (code // COORDINATE_STEPS**2, code // COORDINATE_STEPS % COORDINATE_STEPS, code % COORDINATE_STEPS)
+        split = (code // n_steps**2, code // n_steps % n_steps, code % n_steps)
         result.append((int(rank[s]), int(new_letters[winner, s]), split))
     key = (tuple(np.take_along_axis(combined, order, axis=1)[winner].tolist()), tuple(keys[winner].tolist()))
     return key, result
 
 
-def _point_codes(position: WyckoffPosition, points: np.ndarray) -> np.ndarray:
-    """(n, 3) points of a position -> (n,) smallest code x·10⁶ + y·10³ + z of the equivalent points; fixed axes count
-    0.
+def _point_codes(position: WyckoffPosition, points: np.ndarray, n_steps: int) -> np.ndarray:
+    """(n, 3) points of a position -> (n,) smallest code x·n² + y·n + z, in steps, of the equivalent points; fixed axes
+    count 0.
     """
     if not position.free_axes:
         return np.zeros(len(points), np.int64)
     images = np.einsum("oij,nj->noi", position.stabiliser_rotations, points) + position.stabiliser_translations
-    steps = _round(images, COORDINATE_STEPS) % COORDINATE_STEPS  # (n, n_images, 3)
-    weights = np.array([COORDINATE_STEPS**2, COORDINATE_STEPS, 1]) * np.isin(np.arange(3), position.free_axes)
+    steps = round_to_steps(images, n_steps) % n_steps  # (n, n_images, 3)
+    weights = np.array([n_steps**2, n_steps, 1]) * np.isin(np.arange(3), position.free_axes)
     return (steps @ weights).min(axis=1)
 
 

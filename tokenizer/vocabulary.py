@@ -5,7 +5,8 @@ token. A class is a list of lexemes or a grid of decimal numbers; the number of 
 precision. A lexeme that is a single byte (`H`, `3`, the newline) keeps the byte's id.
 
 A vocabulary of "pieces" (tokenizer/pieces.py) is read in the same way, but no grammar is known over its tokens. So the
-newline that ends a text has a token of its own, before the pad token.
+newline that ends a text has a token of its own, before the pad token. Its "order" says which texts it is for: canonical
+ones (the default), or ones whose blocks stand in another order.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tokenizer.space_group_symbols import SPACE_GROUP_SYMBOLS
 FOLDER = Path(__file__).parent / "vocabularies"
 BUILT_IN = ("cif", "crystallm_v1")
 MAX_SIZE = 65_536  # token shards are uint16
+ORDERS = ("canonical", "cell_last")  # of the blocks of a text; crystallm/layout.py puts them so
 
 # Property lines stand before data_ in this order.
 PROPERTY_NAMES = (
@@ -59,6 +61,7 @@ class Vocabulary:
     decimals: dict[str, int]  # class name -> digits after the point, for the classes that are grids
     pattern: str  # regular expression that cuts a text into lexemes or pieces; "" for crystallm_v1
     spec: str  # the JSON text it was read from
+    order: str = "canonical"  # one of ORDERS: how the texts stand that it is for
 
     @property
     def size(self) -> int:
@@ -66,10 +69,14 @@ class Vocabulary:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256, in hex, over the tokens in id order, each preceded by its length (4 bytes, little-endian)."""
+        """sha256, in hex, over the tokens in id order, each preceded by its length (4 bytes, little-endian), and the
+        order of the texts where it is not the canonical one.
+        """
         digest = hashlib.sha256()
         for token in self.tokens:
             digest.update(len(token).to_bytes(4, "little") + token)
+        if self.order != "canonical":
+            digest.update(self.order.encode())
         return digest.hexdigest()
 
     @functools.cached_property
@@ -116,6 +123,10 @@ def vocabulary_from_spec(spec: str, where: str = "vocabulary") -> Vocabulary:
 
 
 def _read_lexemes(name: str, kind: str, fields: dict[str, Any], spec: str, where: str) -> Vocabulary:
+    order = fields.get("order", "canonical")
+    if order not in ORDERS or (kind == "lexemes" and order != "canonical"):
+        known = ORDERS if kind == "pieces" else "only 'canonical', as the grammar is of canonical texts"
+        raise VocabularyError(f"{where}: order {order!r} is not known for kind {kind!r}, there is {known}")
     ids: dict[bytes, int] = {bytes([byte]): byte for byte in range(256)}
     classes: dict[str, np.ndarray] = {}
     numbers: list[tuple[np.ndarray, list[float]]] = []
@@ -144,7 +155,7 @@ def _read_lexemes(name: str, kind: str, fields: dict[str, Any], spec: str, where
     values_by_id = np.full(len(tokens), np.nan, dtype=np.float32)  # (size,)
     for number_ids, values in numbers:
         values_by_id[number_ids] = values
-    return Vocabulary(name, kind, tokens, classes, values_by_id, decimals, fields["pattern"], spec)
+    return Vocabulary(name, kind, tokens, classes, values_by_id, decimals, fields["pattern"], spec, order)
 
 
 def _expand_grid(grid: dict[str, str], where: str) -> tuple[list[str], list[float], int]:

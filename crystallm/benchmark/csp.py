@@ -233,7 +233,7 @@ class _Run:
         """The reduced formula, and unless `formula_only` how many of it the given cell holds."""
         if self.config.formula_only:
             return self.generator.form.prompt(crystal.reduced_formula)
-        if self.generator.tokenizer.vocabulary.kind == "lexemes":
+        if self.generator.tokenizer.vocabulary.kind != "crystallm_v1":
             return benchmark_prompt(crystal)
         # CrystaLLM's prompt is the formula of a cell, and its benchmarks give that of the given one.
         return self.generator.form.prompt("".join(f"{symbol}{n}" for symbol, n in crystal.composition.items()))

@@ -1,20 +1,26 @@
-"""Samples of models whose vocabulary has no grammar (tokenizer/pieces.py): canonical texts that nothing constrains."""
+"""Samples of models whose vocabulary has no grammar (tokenizer/pieces.py): texts that nothing constrains, in the
+canonical layout or another.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crystallm.asymmetric_unit import CanonicalError
+from crystallm.layout import Layout, layout_of
 from crystallm.sample.constraints import Constraint, Free
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.prompts import Mode, Prompt
 from crystallm.sample.text_forms import CanonicalForm
 
 if TYPE_CHECKING:
+    from crystallm.records import CIFRecord
     from tokenizer import CIFTokenizer
 
 SLOT = 0  # the only one: all tokens
@@ -26,6 +32,7 @@ class PlainForm(CanonicalForm):
 
     def __init__(self, tokenizer: CIFTokenizer):
         self.tokenizer = tokenizer
+        self.layout = layout_of(tokenizer.vocabulary)
         self.slot_tokens = [np.arange(tokenizer.vocab_size)]
 
     def begin(
@@ -44,12 +51,27 @@ class PlainForm(CanonicalForm):
         lacking = any(one is not None and not found for one, found in zip(asked_for, written, strict=True))
         if lacking or request.elements is not None or request.conventional_units is not None:
             raise PromptError(f"{prompt.name}: without a grammar a prompt is a reduced formula or a CIF prefix")
+        if not self.layout.shares(text):
+            raise PromptError(
+                f"{prompt.name}: {self.tokenizer.name!r} writes cell and sites in another way than the canonical text; "
+                "a prompt ends before them"
+            )
         variants = [self.tokenizer.encode(text + more) for more in _continuations(text)]
         ids = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, zip(*variants, strict=False))]
         if not ids:
             raise PromptError(f"{prompt.name}: wanted a text that begins with data_, got {text[:40]!r}")
         end = self.tokenizer.end_id
         return ids, lambda: Free(SLOT, ((end,),))
+
+    def finish(self, record: CIFRecord) -> CIFRecord:
+        """In another layout than the canonical one, what the model wrote goes to provenance["model_text"]."""
+        if self.layout == Layout():
+            return super().finish(record)
+        try:
+            text = self.layout.read(record.text)
+        except CanonicalError as err:
+            return replace(record, rejected_by=err.reason, reason=str(err))
+        return super().finish(replace(record, text=text, provenance=record.provenance | {"model_text": record.text}))
 
 
 def _continuations(text: str) -> tuple[str, ...]:

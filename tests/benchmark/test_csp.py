@@ -15,15 +15,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
+from safetensors.torch import save_file
 
 from crystallm.benchmark import csp
 from crystallm.benchmark.csp import CSPConfig, benchmark_csp
 from crystallm.benchmark.log import LogError
 from crystallm.benchmark.run_folder import OtherRunError, RunFolder
+from crystallm.cif import parse_cif
+from crystallm.model.checkpoint import model_info
+from crystallm.model.gpt import GPT, GPTConfig
+from crystallm.model.tokens import token_spec
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.prompts import PromptError
+from tokenizer import CIFTokenizer
+from tokenizer.pieces import digits_spec
+from tokenizer.vocabulary import vocabulary_from_spec
 
 NUM = 3
 RUN_OF_TIME = ("seconds_per_structure", "commits")  # what may differ between equal runs
@@ -289,3 +298,18 @@ def test_a_real_kill(root: Path, table: Path, tmp_path: Path, unbroken: tuple[Pa
         json.loads((unbroken[0] / "results.json").read_text()),
     )
     assert without_time(stored) == without_time(expected)
+
+
+def test_a_model_without_a_grammar_is_asked_for_cells_of_many_formula_units(root: Path, tmp_path: Path) -> None:
+    tokenizer = CIFTokenizer(vocabulary_from_spec(digits_spec()))
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=40, number_hidden=8, loss="full")
+    torch.manual_seed(0)
+    model = GPT(config, token_spec(tokenizer, "full"))
+    (tmp_path / "model").mkdir()
+    save_file({name: p.detach() for name, p in model.named_parameters()}, tmp_path / "model/model.safetensors")
+    (tmp_path / "model/config.json").write_text(json.dumps(model_info(config, tokenizer)))
+    row = {"material_id": "nacl", "cif": (root / "tests/cifs/NaCl.cif").read_text(), "split": "val"}
+    assert parse_cif(row["cif"])[0].n_atoms == 8
+    pd.DataFrame([row]).to_parquet(tmp_path / "one.parquet")
+    results = benchmark_csp(config_of(tmp_path / "one.parquet", tmp_path / "run", model=str(tmp_path / "model")))
+    assert results["lost"] == {} and set(results["samples"]["rejected_by"]) <= {"unfinished", "syntax"}

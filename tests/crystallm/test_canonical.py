@@ -148,6 +148,12 @@ def test_bad_texts(old, new, reason, message):
     assert caught.value.reason == reason
 
 
+def test_a_finer_grid_has_a_limit():
+    crystal = from_structure(Structure(Lattice.cubic(3.0), ["Po"], [[0, 0, 0]]))
+    with pytest.raises(ValueError, match="coordinate_steps must be from 1 to 1,000,000, got 10000000"):
+        canonicalize(crystal, 10**7)
+
+
 def test_a_cell_outside_the_vocabulary_is_named():
     crystal = Crystal(np.diag([3.0, 3.5, 120.0]), np.array([[0, 0, 0], [0.1, 0.2, 0.3]]), np.array([11, 17]))
     with pytest.raises(CanonicalError, match=r"120\.0") as caught:

@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.canonical import canonicalize
+from crystallm.cif import parse_cif
 from crystallm.data.retokenize import NAMES, bpe_spec, retokenize, shards_tokenizer
 from crystallm.data.shards import ShardError, ShardWriter, open_shards, read_meta, write_meta
+from crystallm.layout import layout_of
 from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import export_checkpoint, load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
@@ -35,7 +39,28 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module")
+def real_texts(root) -> dict[str, str]:
+    """By name of the CIF."""
+    return {
+        name: canonicalize(parse_cif((root / f"tests/cifs/{name}.cif").read_text())[0]).to_text()
+        for name in ("quartz", "ZrO2", "hematite")
+    }
+
+
+@pytest.fixture
+def real_shards(real_texts, tmp_path):
+    folder, tokenizer, counts = tmp_path / "source", CIFTokenizer(), {}
+    for split in ("train", "val"):
+        with ShardWriter(folder, split) as writer:
+            for name, text in real_texts.items():
+                writer.add(name, np.array(tokenizer.encode(text)))
+        counts[split] = writer.counts()
+    write_meta(folder, {"vocabulary": "cif", "vocabulary_hash": tokenizer.hash, "counts": counts})
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fine_grid"])
 def test_texts_ids_and_properties_stay(source, tmp_path, name):
     meta = retokenize(source, tmp_path / name, name, n_merges=200)
     tokenizer = shards_tokenizer(tmp_path / name)
@@ -44,7 +69,9 @@ def test_texts_ids_and_properties_stay(source, tmp_path, name):
     assert new.ids == old.ids and len(new) == N_TRAIN
     np.testing.assert_array_equal(new.properties["band_gap_ev"], old.properties["band_gap_ev"])
     for before, after in zip(old, new, strict=True):
-        assert tokenizer.decode(after) == CIFTokenizer().decode(before)
+        written = tokenizer.decode(after)
+        assert layout_of(tokenizer.vocabulary).read(written) == CIFTokenizer().decode(before)
+        assert (written.index("_cell_") > written.index("loop_")) == (name == "cell_last")
         assert after[-1] == tokenizer.end_id
     assert meta["counts"]["val"]["structures"] == N_VAL
     with pytest.raises(ShardError, match="finished shards lie here already"):
@@ -116,28 +143,50 @@ def test_the_vocabulary_travels_with_the_checkpoint(source, tmp_path):
     assert loaded.hash == tokenizer.hash and loaded.encode("data_NaCl\n") == tokenizer.encode("data_NaCl\n")
 
 
-def test_random_descriptions_come_in_copies_and_again_the_same(source, tmp_path, root):
-    from crystallm.canonical import canonicalize
-    from crystallm.cif import parse_cif
+def test_cell_last_shards_go_back_to_canonical_ones(real_shards, real_texts, tmp_path):
+    retokenize(real_shards, tmp_path / "last", "cell_last")
+    retokenize(tmp_path / "last", tmp_path / "again", "cif")
+    again = open_shards(tmp_path / "again", "val", CIFTokenizer().hash)
+    assert [CIFTokenizer().decode(ids) for ids in again] == list(real_texts.values())
 
-    tokenizer, folder = CIFTokenizer(), tmp_path / "source"
-    texts = [
-        canonicalize(parse_cif((root / f"tests/cifs/{name}.cif").read_text())[0]).to_text()
-        for name in ("quartz", "ZrO2", "hematite")
-    ]
-    counts = {}
-    for split in ("train", "val"):
-        with ShardWriter(folder, split) as writer:
-            for k, text in enumerate(texts):
-                writer.add(f"x{k}", np.array(tokenizer.encode(text)))
-        counts[split] = writer.counts()
-    write_meta(folder, {"vocabulary": "cif", "vocabulary_hash": tokenizer.hash, "counts": counts})
-    found = {}
+
+def test_a_finer_grid_is_read_from_the_cifs(real_shards, real_texts, root, tmp_path):
+    cifs = [root / f"tests/cifs/{name}.cif" for name in real_texts]
+    meta = retokenize(real_shards, tmp_path / "fine", "fine_grid", records=cifs)
+    tokenizer = shards_tokenizer(tmp_path / "fine")
+    shards = open_shards(tmp_path / "fine", "train", tokenizer.hash)
+    texts = {name: tokenizer.decode(ids) for name, ids in zip(shards.ids, shards, strict=True)}
+    assert list(texts) == list(real_texts) and meta["retokenized_from"]["not_described"] == {}
+    assert "Si a 0.4697 0.0000 0.6667\n" in texts["quartz"]  # as the paper states it
+    assert [len(ids) for ids in shards] == open_shards(real_shards, "train").lengths.tolist()
+    for name, text in texts.items():
+        fine, coarse = AsymmetricUnit.from_text(text), AsymmetricUnit.from_text(real_texts[name])
+        assert (fine.cell, fine.formula) == (coarse.cell, coarse.formula)
+    assert layout_of(tokenizer.vocabulary).read(texts["quartz"]) == real_texts["quartz"]
+
+    with pytest.raises(ShardError, match="2 structures are not among the records, the first is 'ZrO2'"):
+        retokenize(real_shards, tmp_path / "few", "fine_grid", records=cifs[:1])
+    with pytest.raises(ShardError, match="'fine_grid' writes coordinates with 4 decimals: records are wanted"):
+        retokenize(real_shards, tmp_path / "none", "fine_grid")
+    with pytest.raises(ShardError, match="'digits' writes coordinates with 3 decimals"):
+        retokenize(real_shards, tmp_path / "digits", "digits", records=cifs)
+    (tmp_path / "other").mkdir()
+    for name in real_texts:
+        (tmp_path / f"other/{name}.cif").write_text((root / "tests/cifs/NaCl.cif").read_text())
+    with pytest.raises(ShardError, match=r"quartz: 'data_NaCl.*among the records, 'data_SiO2.*in the shards"):
+        retokenize(real_shards, tmp_path / "swapped", "fine_grid", records=[tmp_path / "other/quartz.cif"])
+    (tmp_path / "other/quartz.cif").write_text("data_quartz\n")
+    meta = retokenize(real_shards, tmp_path / "lost", "fine_grid", records=[tmp_path / "other/quartz.cif", *cifs[1:]])
+    assert meta["counts"]["train"]["structures"] == 2 and sum(meta["retokenized_from"]["not_described"].values()) == 2
+
+
+def test_random_descriptions_come_in_copies_and_again_the_same(real_shards, real_texts, tmp_path):
+    tokenizer, texts, names, found = CIFTokenizer(), list(real_texts.values()), list(real_texts), {}
     for out in ("one", "two"):
-        retokenize(folder, tmp_path / out, "cif", random_descriptions=3)
+        retokenize(real_shards, tmp_path / out, "cif", random_descriptions=3)
         shards = open_shards(tmp_path / out, "train", tokenizer.hash)
         found[out] = [tokenizer.decode(ids) for ids in shards]
-        assert shards.ids == [f"x{k}~{copy}" for k in range(3) for copy in (1, 2, 3)]
-        assert open_shards(tmp_path / out, "val").ids == ["x0~1", "x1~1", "x2~1"]
+        assert shards.ids == [f"{name}~{copy}" for name in names for copy in (1, 2, 3)]
+        assert open_shards(tmp_path / out, "val").ids == [f"{name}~1" for name in names]
     assert found["one"] == found["two"] and len(set(found["one"])) >= 7
     assert [text.split("\n")[0] for text in found["one"][::3]] == [text.split("\n")[0] for text in texts]
