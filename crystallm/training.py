@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from crystallm.config import load_config, names_key, to_dict, to_yaml
 from crystallm.model.batch import make_batch
@@ -19,11 +22,14 @@ from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
 from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals
 from crystallm.sample.along import constrained_choices
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
 from crystallm.version import __version__
 from tokenizer import CIFTokenizer
+
+CHECKS_NEED = ("pymatgen", "spglib", "moyopy")  # which training itself does not
 
 
 def train(argv: Sequence[str] | None = None) -> str:
@@ -67,8 +73,6 @@ def train_decoder(config: RunConfig) -> str:
     info = {**model_info(model.config, tokenizer), "run": to_dict(config), "data": train.meta, "provenance": provenance}
     callbacks = []
     if config.validity_samples:
-        from crystallm.pipeline import validity_callback  # needs the crystal libraries, as training does not
-
         callback = validity_callback(tokenizer, config.validity_samples)
         callbacks = [] if callback is None else [callback]
         if callback is None and processes.is_first:
@@ -85,6 +89,29 @@ def train_decoder(config: RunConfig) -> str:
     reason = trainer.fit()
     processes.close()
     return reason
+
+
+def validity_callback(
+    tokenizer: CIFTokenizer, num: int, seed: int = 0
+) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
+    """For train.trainer.Trainer: shares of `num` unprompted samples that end and that pass the default checks.
+
+    None where the libraries that the checks need are not installed: training itself needs none of them.
+    """
+    if any(find_spec(name) is None for name in CHECKS_NEED):
+        return None
+    config = GenerateConfig(num=num, seed=seed)
+
+    def sample_and_check(model: nn.Module, step: int) -> Mapping[str, float]:
+        records = Generator(model, tokenizer).generate(config)  # type: ignore[arg-type]
+        rejected_by = Counter(record.rejected_by for record in records)
+        return {"samples_ended": _share_ended(rejected_by), "samples_valid": rejected_by[None] / num}
+
+    return sample_and_check
+
+
+def _share_ended(rejected_by: Counter[str | None]) -> float:
+    return 1 - (rejected_by["dead_end"] + rejected_by["unfinished"]) / rejected_by.total()
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,14 @@ class Batch:
         def moved(tensor: Tensor) -> Tensor:  # pinned, so that copying does not wait
             return (tensor.pin_memory() if kind == "cuda" else tensor).to(device, non_blocking=True)
 
-        tensors = {name: moved(getattr(self, name)) for name in ("ids", "positions", "targets", "slots")}
-        masks = tuple(None if mask is None else moved(mask) for mask in self.masks)
-        return replace(self, **tensors, masks=masks)
+        return replace(
+            self,
+            ids=moved(self.ids),
+            positions=moved(self.positions),
+            targets=moved(self.targets),
+            slots=moved(self.slots),
+            masks=tuple(None if mask is None else moved(mask) for mask in self.masks),
+        )
 
 
 def make_batch(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,31 +46,30 @@ def start_crystals(
 def _numbers(
     batch_size: int, species: Species | None, max_atoms: int | None, mask: np.ndarray | Tensor | None
 ) -> list[np.ndarray]:
-    if species is None:
-        raise ValueError("species says which atoms there are, got none")
-    rows = species.tolist() if isinstance(species, (np.ndarray, Tensor)) else list(species)
-    if not rows:
-        raise ValueError("a crystal has at least one atom, got no species")
-    if isinstance(rows[0], (str, int)):
-        rows = [rows] * batch_size
-    if len(rows) != batch_size:
-        raise ValueError(f"species of {len(rows)} crystals for batch_size={batch_size}")
+    rows = _rows(batch_size, species)
     if mask is not None:
         places = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask, dtype=bool)
         places = np.broadcast_to(places, (batch_size, places.shape[-1]))
-        wanted = max_atoms or places.shape[1]
-        if places.shape[1] != wanted or any(len(row) != wanted for row in rows):
-            raise ValueError(
-                f"mask and species have max_atoms={wanted} places each, got {places.shape[1]} "
-                f"and {sorted(set(map(len, rows)))}"
-            )
-        rows = [
-            [atom for atom, there in zip(row, line, strict=True) if there]
-            for row, line in zip(rows, places, strict=True)
-        ]
-    elif max_atoms is not None and any(len(row) > max_atoms for row in rows):
-        raise ValueError(f"{max(map(len, rows))} atoms exceed max_atoms={max_atoms}")
+        wanted, lengths = max_atoms or places.shape[1], sorted({len(row) for row in rows})
+        if places.shape[1] != wanted or lengths != [wanted]:
+            got = f"got {places.shape[1]} and {', '.join(map(str, lengths))}"
+            raise ValueError(f"mask and species have max_atoms={wanted} places each, {got}")
+        rows = [list(compress(row, line)) for row, line in zip(rows, places, strict=True)]
+    elif max_atoms is not None and (most := max(map(len, rows))) > max_atoms:
+        raise ValueError(f"{most} atoms exceed max_atoms={max_atoms}")
     return [np.array([_atomic_number(atom) for atom in row], dtype=np.int64) for row in rows]
+
+
+def _rows(batch_size: int, species: Species | None) -> list[list[Element]]:
+    """Species of each crystal."""
+    if species is None or not len(species):
+        raise ValueError(f"species says which atoms there are, got {species!r}")
+    given: list[Any] = species.tolist() if isinstance(species, (np.ndarray, Tensor)) else list(species)
+    if isinstance(given[0], (str, int)):
+        given = [given] * batch_size
+    if len(given) != batch_size:
+        raise ValueError(f"species of {len(given)} crystals for batch_size={batch_size}")
+    return [list(row) for row in given]
 
 
 def _atomic_number(atom: Element) -> int:

@@ -45,12 +45,12 @@ class UnitCrystal:
             position = self.unit.group.position(site.letter)
             x, y, z = position.coordinates(position.coordinates(np.array(site.frac)) + shift).tolist()
             sites.append(replace(site, frac=(x, y, z)))
-        cell = Crystal(np.linalg.inv(basis) @ lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)).cell.tolist()
+        cell: list[float] = Crystal(
+            np.linalg.inv(basis) @ lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)
+        ).cell.tolist()  # only its cell is asked
         ties = self.unit.group.ties
         for later, first in ties.equal_lengths:
             cell[later] = cell[first]
-        a, b, c, alpha, beta, gamma = [
-            *cell[:3],
-            *(x if t is None else t for x, t in zip(cell[3:], ties.angles, strict=True)),
-        ]
+        angles = [free if tied is None else tied for free, tied in zip(cell[3:], ties.angles, strict=True)]
+        a, b, c, alpha, beta, gamma = (*cell[:3], *angles)
         return replace(self.unit, sites=tuple(sites), cell=(a, b, c, alpha, beta, gamma))

@@ -51,7 +51,9 @@ def test_answers_turn_with_the_crystal(model: CrystalDiffusionModel):
 
 def test_origin_order_and_lattice_translations_change_nothing(model: CrystalDiffusionModel):
     plain = answer(model, TRICLINIC)
-    shifted = answer(model, Crystal(TRICLINIC.lattice, TRICLINIC.frac_coords + [0.37, 0.81, 0.14], [20, 22, 8, 8]))
+    shifted = answer(
+        model, Crystal(TRICLINIC.lattice, TRICLINIC.frac_coords + np.array([0.37, 0.81, 0.14]), [20, 22, 8, 8])
+    )
     assert close(shifted.cart, plain.cart) and close(shifted.strain, plain.strain)
     order = [2, 0, 3, 1]
     reordered = Crystal(TRICLINIC.lattice, TRICLINIC.frac_coords[order], TRICLINIC.atomic_numbers[order])
