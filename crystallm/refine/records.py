@@ -1,0 +1,123 @@
+"""Records through the diffusion model: what a language model wrote, with its free coordinates (and cell) refined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError
+from crystallm.canonical import canonicalize
+from crystallm.cif import CIFError, parse_cif
+from crystallm.cif_write import write_cif
+from crystallm.records import CIFRecord
+from crystallm.refine.diffusion import CrystalDiffusionModel
+from crystallm.refine.units import UnitCrystal
+
+RECORDS_AT_ONCE = 2048  # read and sorted by size
+ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    start_sigma_ang: float = 0.2  # how far from right the atoms are thought to be, before
+    num_steps: int = 8
+    free_cell: bool = False
+    add_noise: bool = False  # draw noise of that width first
+    seed: int = 0  # of that noise
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or not self.start_sigma_ang > 0:
+            raise ValueError(
+                f"num_steps ≥ 1 and start_sigma_ang > 0 wanted, got {self.num_steps}, {self.start_sigma_ang}"
+            )
+
+
+def refine_records(
+    records: Iterable[CIFRecord], model: CrystalDiffusionModel, config: RefineConfig, model_hash: str = ""
+) -> Iterator[CIFRecord]:
+    """Each record in order: refined, or as it was where it has no crystal.
+
+    A refined one has a new `cif` and `text`, how far its atoms moved (root mean square, Å) in `scores`, and the
+    settings in its provenance; what checks said before is forgotten, and they are not run here. Its space group is the
+    one that its text stated, or that was found where there was no text.
+    """
+    window: list[CIFRecord] = []
+    for record in records:
+        window.append(record)
+        if len(window) == RECORDS_AT_ONCE:
+            yield from _refine_window(window, model, config, model_hash)
+            window = []
+    yield from _refine_window(window, model, config, model_hash)
+
+
+def _refine_window(
+    records: list[CIFRecord], model: CrystalDiffusionModel, config: RefineConfig, model_hash: str
+) -> list[CIFRecord]:
+    done = list(records)
+    units = {k: unit for k, record in enumerate(records) if (unit := _unit(record)) is not None}
+    settings = {"sigma_ang": config.start_sigma_ang, "num_steps": config.num_steps, "free_cell": config.free_cell}
+    if config.add_noise:
+        settings |= {"add_noise": True, "seed": config.seed}
+    about = {"model_hash": model_hash, **settings}
+    for chosen in _batches(units):
+        before = [units[k].crystal for k in chosen]
+        after = model.refine(
+            before,
+            [units[k].orbits for k in chosen],
+            config.start_sigma_ang,
+            config.num_steps,
+            config.free_cell,
+            config.add_noise,
+            config.seed,
+        )
+        for k, old, new in zip(chosen, before, after, strict=True):
+            shift = new.frac_coords - old.frac_coords
+            moved_ang = float(np.sqrt(np.mean(np.sum(((shift - np.rint(shift)) @ new.lattice) ** 2, axis=1))))
+            done[k] = _refined(records[k], units[k].with_result(new.lattice, new.frac_coords), moved_ang, about)
+    return done
+
+
+def _unit(record: CIFRecord) -> UnitCrystal | None:
+    """None for what has no crystal: a sample without an end, a CIF that cannot be read or described."""
+    try:
+        if record.text:
+            return UnitCrystal.of(AsymmetricUnit.from_text(record.text))
+        return UnitCrystal.of(canonicalize(parse_cif(record.cif)[0]))
+    except (CanonicalError, CIFError):
+        return None
+
+
+def _batches(units: dict[int, UnitCrystal]) -> Iterator[list[int]]:
+    """Of crystals with like numbers of neighbours."""
+    order = sorted(units, key=lambda k: units[k].crystal.n_atoms / units[k].crystal.volume_ang3)
+    chosen: list[int] = []
+    n_atoms = 0
+    for k in order:
+        if chosen and n_atoms + units[k].crystal.n_atoms > ATOMS_AT_ONCE:
+            yield chosen
+            chosen, n_atoms = [], 0
+        chosen.append(k)
+        n_atoms += units[k].crystal.n_atoms
+    if chosen:
+        yield chosen
+
+
+def _refined(record: CIFRecord, unit: AsymmetricUnit, moved_ang: float, about: dict[str, Any]) -> CIFRecord:
+    provenance = record.provenance | {"refined": about}
+    changed = replace(
+        record,
+        cif=write_cif(unit, provenance),
+        provenance=provenance,
+        scores=record.scores | {"refined_by_ang": moved_ang},
+        crystal=None,
+        header=None,
+        rejected_by=None,
+        reason="",
+    )
+    try:
+        return replace(changed, text=canonicalize(unit.to_crystal()).to_text())
+    except CanonicalError as err:
+        return replace(changed, text="", rejected_by=err.reason, reason=f"after refinement: {err}")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crystallm.crystal import Crystal
+from crystallm.refine.batch import make_batch
+from crystallm.refine.diffusion import CrystalDiffusionModel, add_noise, draw_noise
+
+CUBE = np.eye(3) * 4.0
+ROCK_SALT = Crystal.from_parameters(
+    (5.64, 5.64, 5.64, 90, 90, 90),
+    [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]],
+    ["Na"] * 4 + ["Cl"] * 4,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> CrystalDiffusionModel:
+    torch.manual_seed(0)
+    return CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
+
+
+@pytest.fixture
+def ignorant() -> CrystalDiffusionModel:
+    """Always answers 0."""
+    model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
+    for parameter in (model.denoiser.displace, model.denoiser.shear, model.denoiser.swell):
+        torch.nn.init.zeros_(parameter.weight)
+        torch.nn.init.zeros_(parameter.bias)
+    return model
+
+
+def test_noise_has_unit_variance_and_no_drift():
+    batch = make_batch([ROCK_SALT] * 200)
+    noise = draw_noise(batch, torch.Generator().manual_seed(0))
+    assert float(noise.cart.view(200, 8, 3).mean(dim=1).abs().max()) < 1e-6
+    assert float(noise.cart.var()) == pytest.approx(7 / 8, rel=0.05)  # a shift of the whole is taken out
+    assert float(noise.strain.diagonal(dim1=1, dim2=2).var()) == pytest.approx(1, rel=0.15)
+    assert float(noise.strain.square().sum(dim=(1, 2)).mean()) == pytest.approx(6, rel=0.1)
+    torch.testing.assert_close(batch.n_strain, torch.full((200,), 6.0))
+
+
+def test_noise_is_measured_in_angstrom_and_strain():
+    batch = make_batch([ROCK_SALT])
+    noise = draw_noise(batch, torch.Generator().manual_seed(1))
+    fixed = add_noise(batch, noise, torch.tensor([0.1]), torch.tensor([False]))
+    shift = fixed.frac_coords - batch.frac_coords
+    torch.testing.assert_close((shift - shift.round()) @ batch.lattice[0], 0.1 * noise.cart, atol=1e-5, rtol=0)
+    assert torch.equal(fixed.lattice, batch.lattice)
+    free = add_noise(batch, noise, torch.tensor([0.1]), torch.tensor([True]))
+    # L exp(S): the volume grows by exp(trace S)
+    grown = torch.logdet(free.lattice[0]) - torch.logdet(batch.lattice[0])
+    assert float(grown) == pytest.approx(0.01 * float(noise.strain.diagonal(dim1=1, dim2=2).sum()), abs=1e-5)
+
+
+def test_an_ignorant_answer_costs_one_for_each_part(ignorant: CrystalDiffusionModel):
+    model = ignorant
+    loss = model.eval().loss(make_batch([ROCK_SALT] * 400))
+    means = dict(zip(model.loss_names, (loss.sums / loss.counts).tolist(), strict=True))
+    assert means["coordinates"] == pytest.approx(7 / 8, rel=0.05) and means["cell"] == pytest.approx(1, rel=0.15)
+    assert 0 < float(loss.counts[-1]) < 400 and loss.weight == 400
+    again = model.loss(make_batch([ROCK_SALT] * 400))
+    assert torch.equal(loss.sums, again.sums)  # evaluation repeats itself
+
+
+def test_exact_noise_is_taken_away_exactly(model: CrystalDiffusionModel, monkeypatch: pytest.MonkeyPatch):
+    """With a network that knows the answer, one deterministic step or many end at the crystal that was there."""
+    batch = make_batch([ROCK_SALT])
+    noise = draw_noise(batch, torch.Generator().manual_seed(2))
+    noisy = add_noise(batch, noise, torch.tensor([0.3]), torch.tensor([False]))
+    monkeypatch.setattr(model, "predict", lambda *_: noise)
+    for sigmas in ([0.3], [0.3, 0.2, 0.1, 0.02]):
+        found = model.denoise(noisy, sigmas).crystals()[0]
+        shift = found.frac_coords - ROCK_SALT.frac_coords
+        np.testing.assert_allclose(shift - np.rint(shift), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "predictor_corrector"])
+def test_samples_repeat_with_the_seed_and_keep_what_was_given(model: CrystalDiffusionModel, sampler):
+    def draw(seed: int) -> list[Crystal]:
+        return model.sample(batch_size=3, lattice=CUBE, species=["Cs", "Cl"], sampler=sampler, num_steps=4, seed=seed)
+
+    first, second, other = draw(5), draw(5), draw(6)
+    assert all(np.array_equal(a.frac_coords, b.frac_coords) for a, b in zip(first, second, strict=True))
+    assert not np.allclose(first[0].frac_coords, other[0].frac_coords)
+    assert [one.reduced_formula for one in first] == ["CsCl"] * 3
+    np.testing.assert_allclose(first[0].lattice, CUBE)
+    assert len({one.frac_coords.tobytes() for one in first}) == 3
+
+
+def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDiffusionModel):
+    species = np.array([[11, 17, 0, 0], [22, 8, 8, 0], [29, 0, 0, 0]])
+    drawn = model.sample(batch_size=3, max_atoms=4, species=species, mask=species > 0, num_steps=3, seed=0)
+    assert [one.reduced_formula for one in drawn] == ["NaCl", "TiO2", "Cu"]
+    assert len({round(one.volume_ang3, 3) for one in drawn}) == 3
+    cells = np.stack([CUBE, 2 * CUBE])
+    drawn = model.sample(batch_size=2, lattice=cells, species=[["Al"], ["Al"] * 8], num_steps=2, seed=0)
+    assert [one.n_atoms for one in drawn] == [1, 8] and math.isclose(drawn[1].volume_ang3, 512, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"species": None}, "species says which atoms there are, got None"),
+        ({"species": ["Xx"]}, "symbols or atomic numbers from 1 to 118, got 'Xx'"),
+        ({"species": [0]}, "from 1 to 118, got 0"),
+        ({"species": ["Al"], "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"species": [["Al"]], "batch_size": 2}, "species of 1 crystals for batch_size=2"),
+        ({"species": ["Al"], "lattice": np.zeros((2, 2))}, r"lattice must be \(3, 3\) or \(1, 3, 3\), got \(2, 2\)"),
+        ({"species": ["Al"], "lattice": np.zeros((3, 3))}, "spans a volume"),
+        ({"species": ["Al"], "lattice": np.full((3, 3), np.nan)}, "finite"),
+        ({"species": ["Al", "Al"], "max_atoms": 1}, "2 atoms exceed max_atoms=1"),
+        ({"species": ["Al"], "mask": [True, False]}, "max_atoms=2 places each, got 2 and 1"),
+        ({"species": ["Al"], "sampler": "euler"}, "no sampler 'euler'"),
+    ],
+)
+def test_bad_requests(model: CrystalDiffusionModel, arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        model.sample(**arguments)
+
+
+def test_refinement_by_an_ignorant_network_moves_nothing_and_checks_its_arguments(ignorant: CrystalDiffusionModel):
+    model = ignorant
+    with pytest.raises(ValueError, match=r"start_sigma_ang must be above 0\.02"):
+        model.refine([ROCK_SALT], start_sigma_ang=0.01)
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        model.refine([ROCK_SALT], num_steps=0)
+    (same,) = model.refine([ROCK_SALT], start_sigma_ang=0.2)
+    shift = same.frac_coords - ROCK_SALT.frac_coords
+    np.testing.assert_allclose(shift - np.rint(shift), 0, atol=1e-6)
+
+
+def test_one_atom_and_five_hundred():
+    torch.manual_seed(0)
+    small = CrystalDiffusionModel(hidden_dim=8, num_layers=1, timesteps=4)
+    rng = np.random.default_rng(0)
+    large = Crystal(np.eye(3) * 20, rng.random((500, 3)), np.full(500, 14))
+    one = Crystal(np.eye(3) * 3, np.zeros((1, 3)), np.array([84]))
+    refined = small.refine([one, large], num_steps=2)
+    assert [crystal.n_atoms for crystal in refined] == [1, 500]
