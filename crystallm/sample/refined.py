@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from crystallm.checks.filter import FilterConfig, filter_records
 from crystallm.records import CIFRecord
+from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
+from crystallm.resources import resource_path
+from crystallm.sample.generate import pick_device
 
+BUNDLED_REFINER = "resources/refiner"
 RECORDS_AT_ONCE = 2048
+
+
+def load(path: str | Path | None = None, device: str = "auto") -> tuple[CrystalDiffusionModel, dict[str, Any]]:
+    """(model, info) of a refiner's checkpoint; the bundled one where none is named."""
+    return load_refiner(resource_path(BUNDLED_REFINER) if path is None else path, pick_device(device))
 
 
 @dataclass

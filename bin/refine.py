@@ -1,0 +1,41 @@
+"""Refine crystals with the diffusion model:  python bin/refine.py generated/ --out refined/
+
+PATHs are folders, CIFs, .tar or .parquet, of this program or any other. Each crystal's space group is kept: only the
+free coordinates move (with --cell the free lengths and angles, too). What passed the checks and fails them when refined
+stays as it was, and is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from crystallm.checks.filter import FilterConfig, filter_records
+from crystallm.records import read_records, write_records
+from crystallm.refine.records import RefineConfig
+from crystallm.sample.refined import RefineCounts, load, refine_checked
+
+DEFAULT = RefineConfig()
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--out", required=True, help="folder, .tar or .parquet")
+    parser.add_argument("--model", help="checkpoint of a refiner; left out: the bundled one")
+    parser.add_argument("--sigma", type=float, default=DEFAULT.start_sigma_ang, help="how far off atoms may be, Å")
+    parser.add_argument("--steps", type=int, default=DEFAULT.num_steps)
+    parser.add_argument("--cell", action="store_true", help="refine the cell, too")
+    parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--workers", type=int, default=0, help="processes for the checks")
+    arguments = parser.parse_args()
+    try:
+        config = replace(DEFAULT, start_sigma_ang=arguments.sigma, num_steps=arguments.steps, free_cell=arguments.cell)
+        model, info = load(arguments.model, arguments.device)
+        checks, counts = FilterConfig(arguments.rules, workers=arguments.workers), RefineCounts()
+        checked = filter_records(read_records(*arguments.paths), checks)
+        refined = refine_checked(checked, model, config, checks, info["model_hash"], counts)
+        number = write_records(arguments.out, refined)
+    except (ValueError, FileNotFoundError, FileExistsError) as err:
+        parser.error(str(err))
+    print(f"{counts}\n{number} written to {arguments.out}")

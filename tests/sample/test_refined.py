@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.checks.filter import FilterConfig, run_filter
+from crystallm.cif_write import write_cif
+from crystallm.crystal import Crystal
+from crystallm.records import CIFRecord
+from crystallm.refine.diffusion import CrystalDiffusionModel
+from crystallm.refine.records import RefineConfig, refine_records
+from crystallm.sample.refined import RefineCounts, refine_checked
+
+RUTILE = """data_TiO2
+_crystallm_primitive_formula_units 2
+_symmetry_space_group_name_H-M P4_2/mnm
+_cell_length_a 4.59
+_cell_length_b 4.59
+_cell_length_c 2.96
+_cell_angle_alpha 90.0
+_cell_angle_beta 90.0
+_cell_angle_gamma 90.0
+loop_
+_atom_site_type_symbol
+_atom_site_Wyckoff_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Ti a 0.000 0.000 0.000
+O f 0.305 0.305 0.000
+"""
+
+
+class Towards(CrystalDiffusionModel):
+    """Knows where the oxygens of rutile belong: at `u`."""
+
+    def __init__(self, u: float):
+        super().__init__(hidden_dim=8, num_layers=1, timesteps=4)
+        self.u = u
+
+    def refine(self, crystals, orbits, *settings):  # type: ignore[no-untyped-def,override]
+        unit = AsymmetricUnit.from_text(RUTILE.replace("0.305", f"{self.u:.3f}"))
+        target = unit.to_crystal()
+        assert all(orbit.n_free.max() == 1 for orbit in orbits)
+        results = []
+        for crystal in crystals:
+            delta = target.frac_coords[None] - crystal.frac_coords[:, None]
+            delta = delta - np.rint(delta)
+            other = target.atomic_numbers[None] != crystal.atomic_numbers[:, None]
+            nearest = (np.abs(delta).sum(-1) + 9 * other).argmin(axis=1)
+            frac = crystal.frac_coords + delta[np.arange(6), nearest]
+            results.append(Crystal(crystal.lattice, frac, crystal.atomic_numbers))
+        return results
+
+
+def record(text: str = RUTILE, **more: object) -> CIFRecord:
+    return CIFRecord("one", write_cif(AsymmetricUnit.from_text(text)), text=text, **more)  # type: ignore[arg-type]
+
+
+def test_a_refined_record_says_what_was_done():
+    (out,) = refine_records([record()], Towards(0.311), RefineConfig(0.15, 3), "abc")
+    assert "O f 0.311 0.311 0.000" in out.text and "0.31100000 0.31100000 0.00000000" in out.cif
+    assert out.provenance["refined"] == {"model_hash": "abc", "sigma_ang": 0.15, "num_steps": 3, "free_cell": False}
+    # Four of six atoms moved by 0.006 sqrt(2) 4.59 Å
+    assert out.scores["refined_by_ang"] == pytest.approx(0.006 * 2**0.5 * 4.59 * (4 / 6) ** 0.5, rel=1e-4)
+    assert out.structure.get_space_group_info()[1] == 136
+
+
+def test_nothing_is_lost_and_order_is_kept():
+    without = [CIFRecord("text", "no CIF at all", text=""), record(rejected_by="dead_end", reason="stuck")]
+    without[1] = CIFRecord("cut", "data_TiO2", text="data_TiO2", rejected_by="dead_end", reason="stuck")
+    foreign = CIFRecord("foreign", write_cif(AsymmetricUnit.from_text(RUTILE).to_crystal()))
+    out = list(refine_records([without[0], record(), without[1], foreign], Towards(0.311), RefineConfig()))
+    assert [one.id for one in out] == ["text", "one", "cut", "foreign"]
+    assert out[0] is without[0] and out[2] is without[1]
+    assert "O f 0.311" in out[3].text  # a P1 CIF of another program: its group was found
+
+
+def test_what_gets_worse_stays_and_what_gets_better_is_taken():
+    checks = FilterConfig("default")
+    good, _ = run_filter([record()], checks)
+    close, _ = run_filter([record(RUTILE.replace("0.305", "0.080"))], checks)
+    assert good[0].rejected_by is None and close[0].rejected_by == "distance"
+    counts = RefineCounts()
+    (kept,) = refine_checked(good, Towards(0.080), RefineConfig(), checks, counts=counts)
+    assert kept.rejected_by is None and kept.text == RUTILE
+    assert kept.provenance["refined"]["failed"].startswith("distance: ")
+    (mended,) = refine_checked(close, Towards(0.305), RefineConfig(), checks, counts=counts)
+    assert mended.rejected_by is None and mended.text == RUTILE
+    assert (counts.refined, counts.repaired, counts.kept, counts.untouched) == (1, 1, 1, 0)
+    assert str(counts) == (
+        "refined 1, 1 of them rejected before; 1 kept as they were, since the refined crystal failed a check"
+    )
+
+
+def test_a_real_network_keeps_the_group():
+    torch.manual_seed(0)
+    model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
+    (out,) = refine_records([record()], model, RefineConfig(num_steps=4, free_cell=True))
+    assert out.text != RUTILE and out.structure.get_space_group_info()[1] == 136
