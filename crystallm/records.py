@@ -76,8 +76,9 @@ class CIFRecord:
 def write_records(path: str | Path, records: Iterable[CIFRecord], overwrite: bool = True) -> int:
     """Write to `x.parquet`, `x.tar`, `x.tar.gz` (`x.tgz`), or else a folder of .cif files; returns how many.
 
-    A reader sees the old file or the new one, never half of it, and memory does not grow with the records. A folder is
-    replaced as a whole if every file in it came from here, and refused otherwise.
+    `records` are written as they come: memory does not grow with them, but by a name each where files have names. A
+    reader sees the old file or the new one, never half of it. A folder is replaced as a whole if every file in it came
+    from here, and refused otherwise. What is wrong with the path is said before the first record is asked for.
     """
     path = Path(path).resolve()
     kind = _kind(path)
@@ -169,6 +170,7 @@ def _write_tar(path: Path, records: Iterable[CIFRecord]) -> int:
                 member = tarfile.TarInfo(names.of(record.id))
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
+                archive.getmembers().clear()  # the archive's own list, of no use to a writer, a kilobyte a file
         if packed:
             stream.close()
     return len(names)

@@ -10,13 +10,13 @@ with pymatgen's StructureMatcher at its defaults, volume scaled: the definition 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from crystallm.asymmetric_unit import CanonicalError
 from crystallm.canonical import canonicalize
-from crystallm.checks.match_index import MatchIndex, composition_of, matches
+from crystallm.checks.match_index import CrystalIndex, composition_of, matches
 from crystallm.cif import CIFError, parse_cif
 from crystallm.parallel import map_processes
 from crystallm.records import CIFRecord
@@ -59,14 +59,6 @@ def same_crystal(first: str, second: str) -> bool:
     return composition_of(first) == composition_of(second) and matches(first, second)
 
 
-def find_match(text: str, candidates: Sequence[str]) -> int | None:
-    """Index of an equal text, else of the first match of the same group, else of the first of another."""
-    composition = composition_of(text)
-    places = [k for k, candidate in enumerate(candidates) if composition_of(candidate) == composition]
-    found = MatchIndex(candidates[k] for k in places).find(text)
-    return None if found is None else places[found]
-
-
 class KnownCrystals:
     """Canonical texts by formula. On disk a parquet file, sorted by formula; opened in a fraction of a second."""
 
@@ -76,7 +68,7 @@ class KnownCrystals:
         """`table` is a pyarrow table of COLUMNS, sorted by the first."""
         self._table = table
         self._rows: dict[str, range] = {}
-        self._last: tuple[str, dict[str, tuple[MatchIndex, list[int]]]] = ("", {})  # of the formula asked for last
+        self._last = "", CrystalIndex()  # of the formula asked for last
         start = 0
         for formula, group in itertools.groupby(table.column("reduced_formula").to_pylist()):
             count = sum(1 for _ in group)
@@ -129,17 +121,15 @@ class KnownCrystals:
     def find(self, text: str) -> str | None:
         """The id of a known crystal that this canonical text describes too."""
         text = strip_conditions(text)
-        index, rows = self._indexes(formula_of(text)).get(composition_of(text), (MatchIndex(), []))
-        place = index.find(text)
-        return None if place is None else str(self._table.column("id")[rows[place]].as_py())
+        formula = formula_of(text)
+        if self._last[0] != formula:  # samples come sorted
+            self._last = formula, self._index(formula)
+        return self._last[1].find(text)
 
-    def _indexes(self, formula: str) -> dict[str, tuple[MatchIndex, list[int]]]:
-        """By composition, with the rows in the table. Kept until another formula is asked for: samples come sorted."""
-        if self._last[0] != formula:
-            indexes: dict[str, tuple[MatchIndex, list[int]]] = {}
-            for row, text in enumerate(self.texts(formula), self._rows.get(formula, range(0)).start):
-                index, rows = indexes.setdefault(composition_of(text), (MatchIndex(), []))
-                index.add(text)
-                rows.append(row)
-            self._last = formula, indexes
-        return self._last[1]
+    def _index(self, formula: str) -> CrystalIndex:
+        rows = self._rows.get(formula, range(0))
+        table = self._table.slice(rows.start, len(rows))
+        index = CrystalIndex()
+        for text, record_id in zip(table.column("text").to_pylist(), table.column("id").to_pylist(), strict=True):
+            index.add(text, record_id)
+        return index

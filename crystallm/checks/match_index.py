@@ -3,6 +3,10 @@
     index = MatchIndex(texts)      # canonical texts of one formula and one number of formula units
     index.find(text)               # place of the first that is the same crystal, or None
 
+    index = CrystalIndex()         # of any formula
+    index.add(text, "gen-000000")
+    index.find(text)               # "gen-000000"
+
 The verdict is pymatgen's StructureMatcher's at its defaults (ltol 0.2, angle_tol 5°, stol 0.3, volumes scaled). It can
 only be yes where the lattice of the one holds three vectors that are as long, within 20 %, as the edges of the other's
 Niggli cell, at its angles within 5°. That is looked at first: of Carbon-24's pairs of one group and number of atoms,
@@ -157,6 +161,24 @@ class MatchIndex:
 
 def _group_of(text: str) -> str:
     return text.split("\n", 3)[_GROUP_LINE]
+
+
+class CrystalIndex:
+    """Grows by `add`: crystals of any composition, each with an id."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[MatchIndex, list[str]]] = {}  # by composition
+
+    def add(self, text: str, record_id: str) -> None:
+        index, ids = self._of.setdefault(composition_of(text), (MatchIndex(), []))
+        index.add(text)
+        ids.append(record_id)
+
+    def find(self, text: str) -> str | None:
+        """The id of an equal text, else of the first match of the same group, else of the first of another."""
+        index, ids = self._of.get(composition_of(text), (None, []))
+        place = None if index is None else index.find(text)
+        return None if place is None else ids[place]
 
 
 def is_scaled_copy(first: str, second: str) -> bool:

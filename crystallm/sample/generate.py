@@ -6,20 +6,20 @@ the check that rejected it and the reason.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
-import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystallm.resources import resource_path
-from crystallm.sample.constraints import Constraint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, Prompt, read_prompts
+from crystallm.sample.queue import Queue, Series
 from crystallm.sample.rules import Rules, rules_of
 from crystallm.sample.text_forms import text_form
 from crystallm.version import __version__
@@ -127,72 +127,91 @@ class Generator:
 
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
+        return list(self.stream(config))
+
+    def stream(self, config: GenerateConfig) -> Iterator[CIFRecord]:
+        """The records of `generate` one by one, none kept: memory does not grow with `num`.
+
+        With `unique` the canonical texts of the valid ones are kept, until the next prompt.
+        """
         asked = (config.space_group, config.formula_units)
-        return self.generate_from([self.form.prompt(source, *asked) for source in read_prompts(config.prompt)], config)
+        return self.stream_from([self.form.prompt(source, *asked) for source in read_prompts(config.prompt)], config)
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
+        return list(self.stream_from(prompts, config))
+
+    def stream_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> Iterator[CIFRecord]:
+        """`stream` for prompts made elsewhere. PromptError comes from this call, not from the first record."""
         if config.seed is None:
             config = replace(config, seed=secrets.randbits(32))
         mode = config.constraints or self.form.best_constraints
         config = replace(config, constraints=mode)
-        series = [_Series(prompt) for prompt in prompts]
+        series: collections.deque[Series] = collections.deque()
         seen: dict[str, int] = {}
-        for number, one in enumerate(series):
-            one.ids, one.new_constraint = self.form.begin(one.prompt, mode, config.min_distance_ang)
-            key = f"{one.prompt.text}{one.prompt.request}"
-            one.stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
-            one.first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
-            seen[key] = one.first + config.draws_per_prompt
-            one.name = f"{number:04d}-" if len(series) > 1 else ""
-        while waiting := [one for one in series if one.n_wanted(config)]:
-            self._round(waiting, config)
-        return [record for one in series for record in one.records]
+        for number, prompt in enumerate(prompts):
+            ids, new_constraint = self.form.begin(prompt, mode, config.min_distance_ang)
+            key = f"{prompt.text}{prompt.request}"
+            stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+            first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
+            seen[key] = first + config.draws_per_prompt
+            name = f"{number:04d}-" if len(prompts) > 1 else ""
+            series.append(Series(number, name, prompt, ids, new_constraint, stream, first, config))
+        return self._stream(series, config)
 
-    def _round(self, series: list[_Series], config: GenerateConfig) -> None:
-        """Draw what each series still wants, and check it."""
-        wanted = [(one, one.first + len(one.records) + k) for one in series for k in range(one.n_wanted(config))]
-        jobs = {one.stream << 32 | k: (one, k) for one, k in wanted}
-        samples = {sample.index: sample for sample in self.sample(jobs.items(), config)}
-        drawn = [self.record(samples[index], one, k, config) for index, (one, k) in jobs.items()]
-        records = self._checked(drawn, config)
-        for (one, _), record in zip(jobs.values(), records, strict=True):
-            one.add(record, config)
+    def _stream(self, unfinished: collections.deque[Series], config: GenerateConfig) -> Iterator[CIFRecord]:
+        queue = Queue(unfinished, config.restarts)
+        in_checks: collections.deque[Series] = collections.deque()  # of each record there
 
-    def _checked(self, records: list[CIFRecord], config: GenerateConfig) -> list[CIFRecord]:
+        def drawn() -> Iterator[CIFRecord]:
+            for one, k, sample in queue.in_order(self.sample(queue.jobs(), config)):
+                in_checks.append(one)
+                yield self.record(sample, one.prompt, f"gen-{one.name}{k:06d}", one.first + k, config)
+
+        while unfinished:
+            for record in self._checked(drawn(), config):
+                queue.take(in_checks.popleft(), record)
+                while unfinished:
+                    yield from unfinished[0].pop_records()
+                    if not unfinished[0].is_complete:
+                        break
+                    unfinished.popleft()
+                if not unfinished:  # what is still being drawn is not wanted
+                    return
+
+    def _checked(self, records: Iterable[CIFRecord], config: GenerateConfig) -> Iterable[CIFRecord]:
         if config.rules == "none":
             return records
         from crystallm.checks.filter import FilterConfig, filter_records
 
-        return list(filter_records(records, FilterConfig(config.rules, workers=config.workers)))
+        return filter_records(records, FilterConfig(config.rules, workers=config.workers))
 
     def records_of(
         self, samples: Iterable[Sample], prompt: Prompt, config: GenerateConfig, first: int = 0
     ) -> list[CIFRecord]:
         """Records, checked, of samples that a search has drawn for this prompt; they are numbered from `first` on."""
-        series = _Series(prompt)
-        return self._checked([self.record(one, series, k, config) for k, one in enumerate(samples, first)], config)
+        drawn = (self.record(one, prompt, f"gen-{k:06d}", k, config) for k, one in enumerate(samples, first))
+        return list(self._checked(drawn, config))
 
-    def sample(self, jobs: Iterable[tuple[int, tuple[_Series, int]]], config: GenerateConfig) -> Iterator[Sample]:
+    def sample(self, jobs: Iterable[Job], config: GenerateConfig) -> Iterator[Sample]:
         import torch
 
         batch, dtype = min(config.batch, rows_that_fit(self.model)), getattr(torch, config.dtype)
         engine = Engine(self.model, self.form.slot_tokens, batch, dtype=dtype)
         assert config.seed is not None
-        queue = (Job(index, one.ids, one.new_constraint, config.restarts) for index, (one, _) in jobs)
-        return engine.run(queue, config.seed, config.draw)
+        return engine.run(jobs, config.seed, config.draw)
 
-    def record(self, sample: Sample, series: _Series, k: int, config: GenerateConfig) -> CIFRecord:
+    def record(self, sample: Sample, prompt: Prompt, record_id: str, k: int, config: GenerateConfig) -> CIFRecord:
         """The sample as text, full CIF and provenance, or with the reason why it has no end."""
         from crystallm.records import CIFRecord
 
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
-        provenance = self._provenance(series, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
+        provenance = self._provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
         record = CIFRecord(
-            id=f"gen-{series.name}{k - series.first:06d}",
+            id=record_id,
             cif=text,
-            prompt=series.prompt.source,
+            prompt=prompt.source,
             text=text,
             provenance=provenance,
             scores={
@@ -205,7 +224,7 @@ class Generator:
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)
         return self.form.finish(record)
 
-    def _provenance(self, series: _Series, k: int, config: GenerateConfig) -> dict[str, Any]:
+    def _provenance(self, prompt: Prompt, k: int, config: GenerateConfig) -> dict[str, Any]:
         settings = {
             "space_group": config.space_group,
             "formula_units": config.formula_units,
@@ -220,56 +239,11 @@ class Generator:
             "generator": f"crystallm {__version__}",
             "model": Path(self.info.get("path", "")).name,
             "model_hash": self.info.get("model_hash", ""),
-            "prompt": series.prompt.source,
+            "prompt": prompt.source,
             "seed": config.seed,
             "index": k,
             "settings": {name: value for name, value in settings.items() if value is not None},
         }
-
-
-class _Series:
-    """The samples of one prompt."""
-
-    ids: list[int]
-    new_constraint: Callable[[], Constraint]
-
-    def __init__(self, prompt: Prompt):
-        self.prompt = prompt
-        self.stream = 0  # of random numbers
-        self.first = 0  # index in it
-        self.name = ""
-        self.records: list[CIFRecord] = []
-        self.n_valid = 0
-
-    def n_wanted(self, config: GenerateConfig) -> int:
-        """How many to draw next. With until_valid, as many as the share of valid ones so far makes likely to do."""
-        drawn = len(self.records)
-        if not config.until_valid:
-            return config.num - drawn
-        missing, left = config.num - self.n_valid, config.draws_per_prompt - drawn
-        if missing <= 0 or left <= 0:
-            return 0
-        share = (self.n_valid + 1) / (drawn + 1)
-        return min(left, config.batch, math.ceil(missing / share))
-
-    def add(self, record: CIFRecord, config: GenerateConfig) -> None:
-        """Records beyond the last that is wanted are dropped: how many were drawn at a time must not show."""
-        if config.until_valid and self.n_valid == config.num:
-            return
-        if config.unique and record.rejected_by is None:
-            record = _mark_duplicate(record, self.records)
-        self.records.append(record)
-        self.n_valid += record.rejected_by is None
-
-
-def _mark_duplicate(record: CIFRecord, earlier: Sequence[CIFRecord]) -> CIFRecord:
-    from crystallm.checks.known import find_match
-
-    kept = [other for other in earlier if other.rejected_by is None and other.text]
-    match = find_match(record.text, [other.text for other in kept]) if record.text else None
-    if match is None:
-        return record
-    return replace(record, rejected_by="duplicate", reason=f"the same crystal as {kept[match].id}")
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.checks.filter import FilterCounts
 from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from crystallm.checks.fingerprints import KnownFingerprints
     from crystallm.checks.known import KnownCrystals
 
+MAX_SHOWN = 50  # lines of a table
 KNOWN_FILES = ("known.parquet", "known.npz")  # beside a model: an index of what it was trained on
 
 COLUMNS = (
@@ -94,46 +95,74 @@ def _row_without_text(record: CIFRecord) -> tuple[str, ...]:
     )
 
 
-def summary(records: Sequence[CIFRecord]) -> str:
-    """`kept 7 of 8`, and a line for each reason, with its first case."""
-    counts = Counter(record.rejected_by for record in records if record.rejected_by is not None)
-    again = sum(record.provenance.get("restarts", 0) for record in records)
-    lines = [
-        f"kept {len(records) - counts.total()} of {len(records)}"
-        + (f"; dead ends drawn again: {again}" if again else "")
-    ]
-    for name, count in counts.most_common():
-        first = next(record for record in records if record.rejected_by == name)
-        lines.append(f"  {count} {name}: {first.reason} ({first.id})")
-    return "\n".join(lines)
+class Tally:
+    """What a summary tells of records, none of them kept."""
+
+    def __init__(self, records: Iterable[CIFRecord] = ()) -> None:
+        self.counts = FilterCounts()
+        self.n_restarts = 0
+        self._first: dict[str, str] = {}  # case of each reason
+        for record in records:
+            self.add(record)
+
+    def add(self, record: CIFRecord) -> None:
+        self.counts.count(record.rejected_by)
+        self.n_restarts += record.provenance.get("restarts", 0)
+        if record.rejected_by is not None:
+            self._first.setdefault(record.rejected_by, f"{record.reason} ({record.id})")
+
+    def summary(self) -> str:
+        """`kept 7 of 8`, and a line for each reason, with its first case."""
+        again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
+        lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}"]
+        lines += [f"  {count} {name}: {self._first[name]}" for name, count in self.counts.rejected_by.most_common()]
+        return "\n".join(lines)
 
 
-def run(config: GenerateConfig, settings: SearchConfig | None = None) -> list[CIFRecord]:
-    """Generate or, with `settings`, search; print, write: what bin/sample.py does."""
+def run(config: GenerateConfig, settings: SearchConfig | None = None) -> Tally:
+    """Generate or, with `settings`, search; print, write: what bin/sample.py does.
+
+    Samples are written as they are drawn, and only the valid ones that the table shows are kept until the end.
+    """
     generator = Generator.load(config.model, config.device)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(32))
-    results = search(config.prompt, settings, config) if settings else []
-    records = [record for result in results for record in result.records] if settings else generator.generate(config)
     find_known, note = _known(config, generator)
-    valid = [record for record in records if record.rejected_by is None]
+    results = search(config.prompt, settings, config) if settings else []
+    found = (record for result in results for record in result.records)
+    tally, shown = Tally(), list[CIFRecord]()
+    passing = _counted(found if settings else generator.stream(config), config.keep_rejected, tally, shown)
+    n_passed = sum(1 for _ in passing) if config.out is None else write_records(config.out, passing)
     for result in results:
         print(search_summary(result, find_known))
-    if valid and not settings:
-        print(table(valid, find_known))
-    print(summary(records))
+    if shown and not settings:
+        print(table(shown, find_known))
+        if more := tally.counts.n_valid - len(shown):
+            print(f"… and {more:,} more{', not written: no --out' if config.out is None else f' in {config.out}'}")
+    print(tally.summary())
     print(f"seed {config.seed}; {note}")
     if generator.form.note:
         print(generator.form.note)
     if config.out is not None:
-        count = write_records(config.out, records if config.keep_rejected else valid)
-        print(f"{count} written to {config.out}")
+        print(f"{n_passed} written to {config.out}")
         if settings:
             path = Path(config.out).resolve()
             path = path.with_name(f"{path.name.partition('.')[0]}.polymorphs.csv")  # a folder of CIFs holds CIFs only
             write_polymorphs(path, [(result.prompt, result.polymorphs) for result in results])
             print(f"polymorphs written to {path}")
-    return records
+    return tally
+
+
+def _counted(
+    records: Iterable[CIFRecord], keep_rejected: bool, tally: Tally, shown: list[CIFRecord]
+) -> Iterator[CIFRecord]:
+    """Those to write; the first valid ones are put into `shown`."""
+    for record in records:
+        tally.add(record)
+        if record.rejected_by is None and len(shown) < MAX_SHOWN:
+            shown.append(record)
+        if keep_rejected or record.rejected_by is None:
+            yield record
 
 
 def search_summary(result: SearchResult, find_known: Callable[[str], str | None] | None = None) -> str:

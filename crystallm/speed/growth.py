@@ -30,9 +30,7 @@ from crystallm.metrics.evaluate import EvaluateConfig, evaluate
 from crystallm.metrics.novelty import compare_rows
 from crystallm.parallel import Failure, map_processes
 from crystallm.records import CIFRecord, write_records
-from crystallm.sample.engine import Engine, Job
-from crystallm.sample.generate import Generator
-from crystallm.sample.prompts import begin, parse_prompt
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.speed.ceilings import peak_mb, reset_peak, resident_mb
 from crystallm.speed.measure import hardware
 from crystallm.speed.rows import read_corpus
@@ -195,24 +193,14 @@ def _prepare(n: int, texts: Sequence[str], config: GrowthConfig) -> dict[str, An
 
 
 def _sample(n: int, texts: Sequence[str], config: GrowthConfig) -> dict[str, Any]:
-    """Formulas → canonical texts → full CIFs in a parquet file."""
-    generator = Generator.load(config.model, "cpu")
-    rules, tokenizer = generator.rules, generator.tokenizer
+    """What `bin/sample.py --num n --out x.parquet` does: unprompted, all constraints, default checks, written."""
     n_ended = 0
-
-    def jobs() -> Iterator[Job]:
-        for k, text in enumerate(structures(texts, n, config.seed)):
-            formula = text.partition("\n")[0].removeprefix("data_")
-            yield Job(k, *begin(parse_prompt(formula), rules), restarts=20)
 
     def records() -> Iterator[CIFRecord]:
         nonlocal n_ended
-        for sample in Engine(generator.model, rules.grammar.slot_tokens, 256).run(jobs(), config.seed):
-            text, cif = tokenizer.decode(sample.ids), ""
-            if sample.stopped == "end":
-                n_ended += 1
-                cif = write_cif(AsymmetricUnit.from_text(text))
-            yield CIFRecord(f"gen-{sample.index:07d}", cif, text=text)
+        for record in Generator.load(config.model, "cpu").stream(GenerateConfig(num=n, seed=config.seed)):
+            n_ended += record.rejected_by not in ("dead_end", "unfinished")
+            yield record
 
     assert write_records(_input_path(config).with_name("samples.parquet"), records()) == n
     return {"n_ended": n_ended}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crystallm.canonical import canonicalize
-from crystallm.checks.known import KnownCrystals, canonical_text, find_match, formula_of, same_crystal, strip_conditions
+from crystallm.checks.known import KnownCrystals, canonical_text, formula_of, same_crystal, strip_conditions
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
@@ -88,12 +88,6 @@ def test_same_crystal_is_pymatgens_opinion(texts):
     for first, one in zip(variants, structures, strict=True):
         for second, other in zip(variants, structures, strict=True):
             assert same_crystal(first, second) == matcher.fit(one, other)
-
-
-def test_equal_texts_are_found_before_anything_is_matched(texts):
-    candidates = [strained(texts["quartz"], 1.02), texts["quartz"]]
-    assert find_match(texts["quartz"], candidates) == 1
-    assert find_match(texts["quartz"], []) is None
 
 
 def test_canonical_text_of_a_record(root, texts):

@@ -9,7 +9,7 @@ import pytest
 
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.canonical import canonicalize
-from crystallm.checks.match_index import MatchIndex, is_scaled_copy, lattice_vectors, matches
+from crystallm.checks.match_index import CrystalIndex, MatchIndex, is_scaled_copy, lattice_vectors, matches
 from crystallm.cif import parse_cif
 
 
@@ -96,3 +96,20 @@ def test_scaled_copies_match_and_nothing_else_passes_for_one(root):
     assert n_copies >= 12
     monoclinic = canonicalize(parse_cif((root / "tests/cifs/ZrO2.cif").read_text())[0]).to_text()
     assert not is_scaled_copy(monoclinic, monoclinic.replace("_cell_length_a 5.", "_cell_length_a 6."))
+
+
+def test_an_index_of_any_composition_gives_ids(root):
+    quartz, rutile = (
+        canonicalize(parse_cif((root / f"tests/cifs/{name}.cif").read_text())[0]).to_text()
+        for name in ("quartz", "rutile")
+    )
+    near = quartz.replace("_cell_length_c 5.4", "_cell_length_c 5.5")
+    assert near != quartz and matches(near, quartz)
+    index = CrystalIndex()
+    assert index.find(quartz) is None
+    index.add(rutile, "rutile")
+    index.add(near, "near")
+    assert index.find(quartz) == "near" and index.find(rutile) == "rutile"
+    index.add(quartz, "quartz")
+    assert index.find(quartz) == "quartz", "an equal text before anything is matched"
+    assert index.find(rutile.replace("Ti", "Sn")) is None

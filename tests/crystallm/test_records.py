@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import tarfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,31 @@ def test_a_record_is_not_written_without_its_crystal_s_text(tmp_path):
     write_records(tmp_path / "r.parquet", [CIFRecord("a", NACL, crystal=crystal, header=header)])
     (record,) = read_records(tmp_path / "r.parquet")
     assert record == CIFRecord("a", NACL)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_stream_is_written_as_it_comes_and_is_the_same_file(tmp_path, target, monkeypatch):
+    monkeypatch.setattr("crystallm.records._ROWS_PER_GROUP", 10)
+    records = [CIFRecord(f"gen-{i}", NACL, scores={"x": float(i)}) for i in range(35)]
+    references, most_alive = [], 0
+
+    def stream():
+        nonlocal most_alive
+        for record in records:
+            crystal = parse_cif(NACL)[0]
+            references.append(weakref.ref(crystal.lattice))
+            yield dataclasses.replace(record, crystal=crystal)
+            del crystal
+            most_alive = max(most_alive, sum(reference() is not None for reference in references))
+
+    assert write_records(tmp_path / "list" / target, records) == 35
+    assert write_records(tmp_path / "stream" / target, stream()) == 35
+    assert most_alive <= (22 if target.endswith("parquet") else 2)
+    assert list(read_records(tmp_path / "list" / target)) == list(read_records(tmp_path / "stream" / target))
+    if target.endswith("parquet"):
+        assert pq.ParquetFile(tmp_path / "stream" / target).num_row_groups == 4
+    if target != "records":
+        assert (tmp_path / "list" / target).read_bytes() == (tmp_path / "stream" / target).read_bytes()
 
 
 def test_a_failing_stream_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from pymatgen.core import Structure
 import crystallm
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterConfig, run_filter
-from crystallm.checks.known import KnownCrystals
+from crystallm.checks.known import KnownCrystals, same_crystal
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
-from crystallm.sample.generate import GenerateConfig, generate
-from crystallm.sample.report import run, summary, table
+from crystallm.sample.generate import GenerateConfig, Generator, generate
+from crystallm.sample.report import Tally, run, table
 
 NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
 
@@ -92,7 +94,7 @@ def test_all_that_is_drawn_comes_back(checkpoint: str) -> None:
     again, counts = run_filter(records, FilterConfig())
     assert [record.rejected_by for record in again] == [record.rejected_by for record in records]
     assert counts.n_valid + sum(counts.rejected_by.values()) == 20
-    text = summary(records)
+    text = Tally(records).summary()
     assert text.startswith(f"kept {20 - len(rejected)} of 20")
     assert all(name in text for name in Counter(record.rejected_by for record in rejected))
 
@@ -118,6 +120,65 @@ def test_until_valid(checkpoint: str) -> None:
     assert texts(stopped) == texts(records)[:4]
 
 
+def test_until_valid_and_unique_by_hand(checkpoint: str) -> None:
+    """Draw by draw and prompt by prompt, compared with all that came before: what any number under way must give."""
+    settings = {"seed": 0, "model": checkpoint, "formula_units": 1, "space_group": "I4/mmm"}
+    prompts = ("NaCl", "CsCl", "NaCl")
+    drawn = generate(prompts, num=30, **settings)  # random numbers of the second NaCl go on after the first's
+    asked = {"num": 3, "max_draws": 30, "until_valid": True, "unique": True}
+    wanted: list[tuple[str, str | None]] = []
+    for number in range(len(prompts)):
+        kept: list[str] = []
+        for record in drawn[30 * number : 30 * number + 30]:
+            fell = record.rejected_by
+            if fell is None and any(same_crystal(text, record.text) for text in kept):
+                fell = "duplicate"
+            kept += [record.text] if fell is None else []
+            wanted.append((record.text, fell))
+            if len(kept) == 3:
+                break
+    assert {"duplicate", "cell", None} <= {fell for _, fell in wanted} and len(wanted) < 90
+    for batch in (256, 3, 1):
+        records = generate(prompts, batch=batch, **settings, **asked)
+        assert [(record.text, record.rejected_by) for record in records] == wanted
+
+
+def test_a_stream_keeps_no_records(checkpoint: str) -> None:
+    settings = {**NACL, "seed": 0, "model": checkpoint, "num": 60, "batch": 4}
+    config = GenerateConfig(**settings)
+    stream = Generator.load(checkpoint, "cpu").stream(config)
+    lattices, most_alive, ids = [], 0, []
+    for record in stream:
+        ids.append(record.id)
+        if record.crystal is not None:
+            lattices.append(weakref.ref(record.crystal.lattice))
+        del record
+        most_alive = max(most_alive, sum(reference() is not None for reference in lattices))
+    assert ids == [f"gen-{k:06d}" for k in range(60)] and len(lattices) == 60
+    assert most_alive <= 8
+
+
+def test_a_stream_stops_where_it_is_left(checkpoint: str) -> None:
+    """And a prompt that nothing can satisfy is refused before the first draw."""
+    generator = Generator.load(checkpoint, "cpu")
+    settings = {**NACL, "seed": 0, "rules": "none"}
+    stream = generator.stream(GenerateConfig(**settings, num=10**6))
+    assert [next(stream).text for _ in range(3)] == texts(generator.generate(GenerateConfig(**settings, num=3)))
+    with pytest.raises(PromptError, match="no structure can have 3 formula units"):
+        generator.stream(GenerateConfig(**{**settings, "formula_units": 3}))
+
+
+def test_prompts_with_the_same_random_numbers(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream of a prompt is 32 bits of a hash: two of a million prompts will share one."""
+
+    same = SimpleNamespace(sha256=lambda data: SimpleNamespace(digest=lambda: bytes(32)))
+    monkeypatch.setattr("crystallm.sample.generate.hashlib", same)
+    settings = {"seed": 0, "model": checkpoint, "num": 3, "rules": "none", "formula_units": 1}
+    prompts = ("NaCl", "CsCl", "KCl")
+    alone = [text for prompt in prompts for text in texts(generate(prompt, **settings))]
+    assert texts(generate(prompts, **settings)) == alone
+
+
 def test_unique(checkpoint: str) -> None:
     """Greedy samples are all the same."""
     settings = {**NACL, "num": 3, "seed": 0, "model": checkpoint, "temperature": 0.0, "rules": "none"}
@@ -135,16 +196,39 @@ def test_weaker_constraints(mode: str, checkpoint: str) -> None:
 
 def test_files(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = GenerateConfig(**NACL, num=6, seed=0, model=checkpoint, until_valid=True)  # type: ignore[arg-type]
+    records = generate(config=config)
+    kept = [replace(r, crystal=None, header=None) for r in records if r.rejected_by is None]
     for name in ("folder", "all.tar", "all.parquet"):
         config = replace(config, out=str(tmp_path / name))
-        records = run(config)
-        kept = [record for record in records if record.rejected_by is None]
-        written = list(read_records(tmp_path / name))
-        assert [(r.id, r.text, r.provenance) for r in written] == [(r.id, r.text, r.provenance) for r in kept]
+        tally = run(config)
+        assert tally.counts.n_read == len(records) and tally.counts.n_valid == 6
+        assert list(read_records(tmp_path / name)) == kept
         printed = capsys.readouterr().out
         assert f"kept 6 of {len(records)}" in printed and "seed 0" in printed and "known: -" in printed
     run(replace(config, out=str(tmp_path / "with_rejected"), keep_rejected=True))
     assert len(list(read_records(tmp_path / "with_rejected"))) == len(records)
+
+
+def test_a_long_table_is_cut(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crystallm.sample.report.MAX_SHOWN", 2)
+    config = GenerateConfig(**NACL, num=5, seed=0, model=checkpoint, rules="none")  # type: ignore[arg-type]
+    for out, more in ((None, "not written: no --out"), (str(tmp_path / "x"), f"in {tmp_path / 'x'}")):
+        run(replace(config, out=out))
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[2:5]] == ["gen-000000", "gen-000001", "…"]
+        assert lines[4].startswith("… and 3 more") and lines[4].endswith(more) and lines[5] == "kept 5 of 5"
+    assert len(list(read_records(tmp_path / "x"))) == 5
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_drawing(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.cif").write_text("data_x")
+    monkeypatch.setattr(Generator, "sample", None)
+    with pytest.raises(FileExistsError, match=r"mine\.cif"):
+        run(GenerateConfig(**NACL, model=checkpoint, out=str(tmp_path)))  # type: ignore[arg-type]
 
 
 def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:

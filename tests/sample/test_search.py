@@ -221,15 +221,18 @@ def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: py
         rules="none",
         out=str(tmp_path / "nacl"),
     )
-    records = run(config, SearchConfig("self_consistency"))
+    tally = run(config, SearchConfig("self_consistency"))
     printed = capsys.readouterr().out
     assert "distinct crystals" in printed and "answer, by self_consistency:" in printed and "cost: " in printed
     assert "Fm-3m (225)" in printed and "weighted %" in printed
     lines = (tmp_path / "nacl.polymorphs.csv").read_text().splitlines()
     assert lines[0].startswith("prompt,formula,n,share") and lines[1].startswith("NaCl,NaCl,")
     read = list(read_records(tmp_path / "nacl"))
+    asked = parse_prompt("NaCl", "225", 1)
+    [result] = search_from(Generator.load(checkpoint), [asked], SearchConfig("self_consistency"), config)
+    assert tally.counts.n_read == len(result.records) and len(read) == tally.counts.n_valid
     assert [record.provenance["search"] for record in read] == [
-        record.provenance["search"] for record in records if record.rejected_by is None
+        record.provenance["search"] for record in result.records if record.rejected_by is None
     ]
 
 
