@@ -13,7 +13,8 @@ from dataclasses import replace
 from crystallm.checks.filter import FilterConfig, filter_records
 from crystallm.records import read_records, write_records
 from crystallm.refine.records import RefineConfig
-from crystallm.sample.refined import RefineCounts, load, refine_checked
+from crystallm.sample.refined import load, refine_checked
+from crystallm.sample.report import Tally
 
 DEFAULT = RefineConfig()
 
@@ -32,10 +33,11 @@ if __name__ == "__main__":
     try:
         config = replace(DEFAULT, start_sigma_ang=arguments.sigma, num_steps=arguments.steps, free_cell=arguments.cell)
         model, info = load(arguments.model, arguments.device)
-        checks, counts = FilterConfig(arguments.rules, workers=arguments.workers), RefineCounts()
+        checks, tally = FilterConfig(arguments.rules, workers=arguments.workers), Tally()
         checked = filter_records(read_records(*arguments.paths), checks)
-        refined = refine_checked(checked, model, config, checks, info["model_hash"], counts)
-        number = write_records(arguments.out, refined)
+        number = write_records(
+            arguments.out, tally.through(refine_checked(checked, model, config, checks, info["model_hash"]))
+        )
     except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))
-    print(f"{counts}\n{number} written to {arguments.out}")
+    print(f"{tally.summary()}\n{number} written to {arguments.out}")

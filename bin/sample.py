@@ -35,6 +35,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--max-draws", type=int, help="give up then (default 20 NUM)")
     parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae", "none"), default="default", help="checks")
+    parser.add_argument("--refine", action="store_true", help="let the diffusion model go over the crystals")
+    parser.add_argument("--refiner", help="its checkpoint; left out: the bundled one")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--out", help="folder, .tar or .parquet")
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
@@ -59,6 +61,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     try:
         if asked and "name" not in asked:
             raise ValueError(f"--{next(iter(asked)).replace('_', '-')} goes with --search")
+        if asked and arguments.get("refine"):
+            raise ValueError("--refine goes without --search; refine what a search wrote with bin/refine.py")
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None
     except ValueError as err:
         parser.error(str(err))

@@ -53,6 +53,8 @@ class GenerateConfig:
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
     unique: bool = False  # reject what matches an earlier one
     rules: str = "default"  # checks: default | crystallm | cdvae | none
+    refine: bool = False  # the diffusion model goes over what was drawn
+    refiner: str | None = None  # its checkpoint; None: the bundled one
     model: str | None = None  # checkpoint folder, or a CrystaLLM ckpt.pt; None: the bundled one
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: str = "float32"  # of the blocks' matrix products, float32 or bfloat16; the draws differ
@@ -73,6 +75,8 @@ class GenerateConfig:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
         if self.constraints not in (None, "none", "syntax", "full"):
             raise ValueError(f"constraints must be none, syntax or full, got {self.constraints!r}")
+        if self.refine and self.rules == "none":
+            raise ValueError("refine keeps what passes the checks, so it goes with rules, got rules='none'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         self.draw  # noqa: B018  (its values are checked too)
@@ -135,7 +139,18 @@ class Generator:
         With `unique` the canonical texts of the valid ones are kept, until the next prompt.
         """
         asked = (config.space_group, config.formula_units)
-        return self.stream_from([self.form.prompt(source, *asked) for source in read_prompts(config.prompt)], config)
+        prompts = [self.form.prompt(source, *asked) for source in read_prompts(config.prompt)]
+        records = self.stream_from(prompts, config)
+        return self._refined(records, config) if config.refine else records
+
+    def _refined(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
+        from crystallm.checks.filter import FilterConfig
+        from crystallm.refine.records import RefineConfig
+        from crystallm.sample.refined import load, refine_checked
+
+        model, info = load(config.refiner, config.device)
+        checks = FilterConfig(config.rules, workers=config.workers)
+        return refine_checked(records, model, RefineConfig(), checks, info["model_hash"])
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +25,31 @@ def load(path: str | Path | None = None, device: str = "auto") -> tuple[CrystalD
     return load_refiner(resource_path(BUNDLED_REFINER) if path is None else path, pick_device(device))
 
 
-@dataclass
-class RefineCounts:
-    refined: int = 0  # taken
-    repaired: int = 0  # of these, rejected before and valid now
-    kept: int = 0  # valid before, not after: the original stays
-    untouched: int = 0  # without a crystal
-
-    def __str__(self) -> str:
-        text = f"refined {self.refined}"
-        if self.repaired:
-            text += f", {self.repaired} of them rejected before"
-        if self.kept:
-            text += f"; {self.kept} kept as they were, since the refined crystal failed a check"
-        return text + (f"; {self.untouched} without a crystal" if self.untouched else "")
-
-
 def refine_checked(
     records: Iterable[CIFRecord],
     model: CrystalDiffusionModel,
     config: RefineConfig,
     checks: FilterConfig,
     model_hash: str = "",
-    counts: RefineCounts | None = None,
 ) -> Iterator[CIFRecord]:
     """Records that were checked -> as many, in order, refined and checked by the same rules.
 
-    One that passed and fails when refined comes back as it was; provenance["refined"]["failed"] says why.
+    In provenance["refined"], "failed" says why a record stayed as it was, which passed and would not have passed
+    refined; "mended" which check a record had failed that passes now. A record without a crystal comes back untouched.
     """
-    counts = RefineCounts() if counts is None else counts
     waiting = iter(records)
     while before := list(itertools.islice(waiting, RECORDS_AT_ONCE)):
-        after = list(filter_records(refine_records(before, model, config, model_hash), checks))
-        for old, new in zip(before, after, strict=True):
-            if "refined" not in new.provenance or new.provenance == old.provenance:
-                counts.untouched += 1
-                yield old
-            elif old.rejected_by is None and new.rejected_by is not None:
-                counts.kept += 1
-                why = {"refined": new.provenance["refined"] | {"failed": f"{new.rejected_by}: {new.reason}"}}
-                yield replace(old, provenance=old.provenance | why)
-            else:
-                counts.refined += 1
-                counts.repaired += old.rejected_by is not None and new.rejected_by is None
-                yield new
+        after = filter_records(refine_records(before, model, config, model_hash), checks)
+        yield from (_better(old, new) for old, new in zip(before, after, strict=True))
+
+
+def _better(old: CIFRecord, new: CIFRecord) -> CIFRecord:
+    if new.provenance == old.provenance:
+        return old
+    if old.rejected_by is None and new.rejected_by is not None:
+        return _noted(old, new, failed=f"{new.rejected_by}: {new.reason}")
+    return _noted(new, new, mended=old.rejected_by) if old.rejected_by and new.rejected_by is None else new
+
+
+def _noted(record: CIFRecord, refined: CIFRecord, **note: str) -> CIFRecord:
+    return replace(record, provenance=record.provenance | {"refined": refined.provenance["refined"] | note})

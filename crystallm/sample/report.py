@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,21 +103,35 @@ class Tally:
     def __init__(self, records: Iterable[CIFRecord] = ()) -> None:
         self.counts = FilterCounts()
         self.n_restarts = 0
+        self.refined: Counter[str] = (
+            Counter()
+        )  # taken | mended (of the taken, rejected before) | failed (kept as it was)
         self._first: dict[str, str] = {}  # case of each reason
-        for record in records:
-            self.add(record)
+        collections.deque(self.through(records), maxlen=0)
 
     def add(self, record: CIFRecord) -> None:
         self.counts.count(record.rejected_by)
         self.n_restarts += record.provenance.get("restarts", 0)
         if record.rejected_by is not None:
             self._first.setdefault(record.rejected_by, f"{record.reason} ({record.id})")
+        if refined := record.provenance.get("refined"):
+            self.refined["failed" if "failed" in refined else "taken"] += 1
+            self.refined["mended"] += "mended" in refined
+
+    def through(self, records: Iterable[CIFRecord]) -> Iterator[CIFRecord]:
+        for record in records:
+            self.add(record)
+            yield record
 
     def summary(self) -> str:
         """`kept 7 of 8`, and a line for each reason, with its first case."""
         again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
         lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}"]
         lines += [f"  {count} {name}: {self._first[name]}" for name, count in self.counts.rejected_by.most_common()]
+        if self.refined.total():
+            mended = f" ({self.refined['mended']} of them rejected before)" if self.refined["mended"] else ""
+            failed = f"; {self.refined['failed']} kept as drawn, as the refined crystal failed a check"
+            lines.append(f"refined {self.refined['taken']}{mended}{failed if self.refined['failed'] else ''}")
         return "\n".join(lines)
 
 
@@ -157,8 +173,7 @@ def _counted(
     records: Iterable[CIFRecord], keep_rejected: bool, tally: Tally, shown: list[CIFRecord]
 ) -> Iterator[CIFRecord]:
     """Those to write; the first valid ones are put into `shown`."""
-    for record in records:
-        tally.add(record)
+    for record in tally.through(records):
         if record.rejected_by is None and len(shown) < MAX_SHOWN:
             shown.append(record)
         if keep_rejected or record.rejected_by is None:

@@ -11,7 +11,8 @@ from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
-from crystallm.sample.refined import RefineCounts, refine_checked
+from crystallm.sample.refined import refine_checked
+from crystallm.sample.report import Tally
 
 RUTILE = """data_TiO2
 _crystallm_primitive_formula_units 2
@@ -83,15 +84,15 @@ def test_what_gets_worse_stays_and_what_gets_better_is_taken():
     good, _ = run_filter([record()], checks)
     close, _ = run_filter([record(RUTILE.replace("0.305", "0.080"))], checks)
     assert good[0].rejected_by is None and close[0].rejected_by == "distance"
-    counts = RefineCounts()
-    (kept,) = refine_checked(good, Towards(0.080), RefineConfig(), checks, counts=counts)
+    (kept,) = refine_checked(good, Towards(0.080), RefineConfig(), checks)
     assert kept.rejected_by is None and kept.text == RUTILE
     assert kept.provenance["refined"]["failed"].startswith("distance: ")
-    (mended,) = refine_checked(close, Towards(0.305), RefineConfig(), checks, counts=counts)
+    (mended,) = refine_checked(close, Towards(0.305), RefineConfig(), checks)
     assert mended.rejected_by is None and mended.text == RUTILE
-    assert (counts.refined, counts.repaired, counts.kept, counts.untouched) == (1, 1, 1, 0)
-    assert str(counts) == (
-        "refined 1, 1 of them rejected before; 1 kept as they were, since the refined crystal failed a check"
+    assert mended.provenance["refined"]["mended"] == "distance"
+    (taken,) = refine_checked(good, Towards(0.311), RefineConfig(), checks)
+    assert Tally([kept, mended, taken]).summary() == (
+        "kept 3 of 3\nrefined 2 (1 of them rejected before); 1 kept as drawn, as the refined crystal failed a check"
     )
 
 
