@@ -69,7 +69,7 @@ def compare_refined(config: RefinementConfig) -> dict[str, Any]:
     old, new = (_judged(records, references, shape) for records in (before, after))
     refined = [record for record in after if "refined" in record.provenance]
     taken = [pair for pair in zip(before, after, strict=True) if _is_taken(pair[1])]
-    scores = {f"n={n}": _compare(old.rms[:, :n], new.rms[:, :n]) for n in sorted({1, num})}
+    scores = {f"n={n}": compare_distances(old.rms[:, :n], new.rms[:, :n]) for n in sorted({1, num})}
     return {
         "run": str(config.run),
         "dataset": settings["dataset"],
@@ -133,7 +133,7 @@ def _group(record: CIFRecord) -> str:
     return record.text.partition("_symmetry_space_group_name_H-M ")[2].partition("\n")[0]
 
 
-def _compare(before: Floats, after: Floats) -> dict[str, Any]:
+def compare_distances(before: Floats, after: Floats) -> dict[str, Any]:
     """(n_targets, n) distances each: the best of n."""
     old, new = (np.where(np.isnan(rms), np.inf, rms).min(axis=1) for rms in (before, after))
     both = np.isfinite(old) & np.isfinite(new)
