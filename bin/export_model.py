@@ -2,7 +2,7 @@
 
 Writes the averaged weights in 16 bits, their config.json and, from the records and the shards beside them, known.npz
 (hashes by which bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any
-of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py).
+of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py). A diffusion model has neither.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from crystallm.checks.fingerprints import KnownFingerprints
 from crystallm.model.checkpoint import export_checkpoint, load_checkpoint
+from crystallm.refine.checkpoint import export_refiner, is_refiner
 from crystallm.report.embeddings import save_counts, training_counts
 
 
@@ -23,8 +24,11 @@ def main() -> None:
     parser.add_argument("--records", help="records.parquet of bin/prepare_data.py; its train rows are indexed")
     parser.add_argument("--out", required=True, help="folder; replaced if it is there")
     options = parser.parse_args()
-    folder = export_checkpoint(options.model, options.out)
-    if options.records:
+    is_diffusion = is_refiner(options.model)
+    folder = (
+        export_refiner(options.model, options.out) if is_diffusion else export_checkpoint(options.model, options.out)
+    )
+    if options.records and not is_diffusion:
         table = pq.read_table(options.records, columns=["id", "text"], filters=[("split", "=", "train")])
         known = KnownFingerprints.from_texts(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
         known.save(folder / "known.npz")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from crystallm.config import from_dict
 from crystallm.hub import resolve_checkpoint
@@ -37,3 +37,23 @@ def load_refiner(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         parameter.copy_(tensors[name])
     info |= {"path": str(folder), "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
     return model.to(device).eval(), info
+
+
+def is_refiner(path: str | Path) -> bool:
+    """Whether a checkpoint is a diffusion model's. FileNotFoundError where there is none."""
+    config = resolve_checkpoint(path) / "config.json"
+    return config.is_file() and "refiner" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def export_refiner(source: str | Path, target: str | Path) -> Path:
+    """Write the weights alone, in 16 bits, with their config.json; files of other names in `target` stay."""
+    model, info = load_refiner(source)
+    tensors = {name: p.detach().half().contiguous() for name, p in model.named_parameters()}
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError(f"{source}: its weights do not fit 16 bits")
+    folder = Path(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    kept = {key: value for key, value in info.items() if key not in ("path", "model_hash")}
+    (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return folder
