@@ -2,7 +2,8 @@
 
 Writes the averaged weights in 16 bits, their config.json and, from the records and the shards beside them, known.npz
 (hashes by which bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any
-of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py). A diffusion model has neither.
+of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py). Of a
+diffusion model it writes the first two.
 """
 
 from __future__ import annotations
