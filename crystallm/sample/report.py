@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterCounts
 from crystallm.cif import parse_cif
@@ -130,7 +132,7 @@ class Tally:
         lines += [f"  {count} {name}: {self._first[name]}" for name, count in self.counts.rejected_by.most_common()]
         if self.refined.total():
             mended = f" ({self.refined['mended']} of them rejected before)" if self.refined["mended"] else ""
-            failed = f"; {self.refined['failed']} kept as drawn, as the refined crystal failed a check"
+            failed = f"; {self.refined['failed']} kept as they were, since the refined crystal failed a check"
             lines.append(f"refined {self.refined['taken']}{mended}{failed if self.refined['failed'] else ''}")
         return "\n".join(lines)
 
@@ -147,7 +149,10 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None) -> Tally:
     results = search(config.prompt, settings, config) if settings else []
     found = (record for result in results for record in result.records)
     tally, shown = Tally(), list[CIFRecord]()
-    passing = _counted(found if settings else generator.stream(config), config.keep_rejected, tally, shown)
+    passing: Iterable[CIFRecord] = _counted(
+        found if settings else generator.stream(config), config.keep_rejected, tally, shown
+    )
+    passing = tqdm(passing, unit=" crystals", leave=False, delay=5, disable=None)  # on a terminal, where it takes long
     n_passed = sum(1 for _ in passing) if config.out is None else write_records(config.out, passing)
     for result in results:
         print(search_summary(result, find_known))

@@ -92,7 +92,7 @@ def test_what_gets_worse_stays_and_what_gets_better_is_taken():
     assert mended.provenance["refined"]["mended"] == "distance"
     (taken,) = refine_checked(good, Towards(0.311), RefineConfig(), checks)
     assert Tally([kept, mended, taken]).summary() == (
-        "kept 3 of 3\nrefined 2 (1 of them rejected before); 1 kept as drawn, as the refined crystal failed a check"
+        "kept 3 of 3\nrefined 2 (1 of them rejected before); 1 kept as they were, since the refined crystal failed a check"
     )
 
 
