@@ -24,11 +24,11 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int, help="the first targets")
     parser.add_argument("--sigma", type=float, default=RefineConfig.start_sigma_ang, help="how far off atoms may be, Å")
     parser.add_argument("--steps", type=int, default=RefineConfig.num_steps)
-    parser.add_argument("--cell", action="store_true", help="refine the cell, too")
+    parser.add_argument("--keep-cell", action="store_true", help="move the atoms alone")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", help="file for all figures")
     given = parser.parse_args()
-    refine = RefineConfig(given.sigma, given.steps, given.cell)
+    refine = RefineConfig(given.sigma, given.steps, not given.keep_cell)
     try:
         results = compare_refined(
             RefinementConfig(given.run, given.data, given.model, given.num, given.limit, refine, given.device)

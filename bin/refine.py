@@ -1,7 +1,7 @@
 """Refine crystals with the diffusion model:  python bin/refine.py generated/ --out refined/
 
 PATHs are folders, CIFs, .tar or .parquet, of this program or any other. Each crystal's space group is kept: only the
-free coordinates move (with --cell the free lengths and angles, too). What passed the checks and fails them when refined
+free coordinates move, and the free lengths and angles. What passed the checks and fails them when refined
 stays as it was, and is counted.
 """
 
@@ -25,13 +25,15 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="checkpoint of a refiner; left out: the bundled one")
     parser.add_argument("--sigma", type=float, default=DEFAULT.start_sigma_ang, help="how far off atoms may be, Å")
     parser.add_argument("--steps", type=int, default=DEFAULT.num_steps)
-    parser.add_argument("--cell", action="store_true", help="refine the cell, too")
+    parser.add_argument("--keep-cell", action="store_true", help="move the atoms alone")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes for the checks")
     arguments = parser.parse_args()
     try:
-        config = replace(DEFAULT, start_sigma_ang=arguments.sigma, num_steps=arguments.steps, free_cell=arguments.cell)
+        config = replace(
+            DEFAULT, start_sigma_ang=arguments.sigma, num_steps=arguments.steps, free_cell=not arguments.keep_cell
+        )
         model, info = load(arguments.model, arguments.device)
         checks, tally = FilterConfig(arguments.rules, workers=arguments.workers), Tally()
         checked = filter_records(read_records(*arguments.paths), checks)

@@ -46,6 +46,7 @@ class Sampled:
     """Of the samples, in order: (n_targets, num), nan where there is no match."""
 
     rms: Floats
+    volume_error: Floats  # |ln(V / V of the reference)| an atom; nan where there is no crystal
     valid: NDArray[np.bool_]
     bonds: NDArray[np.bool_]
 
@@ -69,6 +70,7 @@ def compare_refined(config: RefinementConfig) -> dict[str, Any]:
     old, new = (_judged(records, references, shape) for records in (before, after))
     refined = [record for record in after if "refined" in record.provenance]
     taken = [pair for pair in zip(before, after, strict=True) if _is_taken(pair[1])]
+    both = old.rms + new.rms
     scores = {f"n={n}": compare_distances(old.rms[:, :n], new.rms[:, :n]) for n in sorted({1, num})}
     return {
         "run": str(config.run),
@@ -79,6 +81,7 @@ def compare_refined(config: RefinementConfig) -> dict[str, Any]:
         "model_hash": info["model_hash"],
         "settings": vars(config.refine),
         "scores": scores,
+        "volume_error": [float(one.volume_error[np.isfinite(both)].mean()) for one in (old, new)],
         "valid": [float(old.valid.mean()), float(new.valid.mean())],
         "good_bonds": [float(old.bonds.mean()), float(new.bonds.mean())],
         "n_refined": len(refined),
@@ -101,7 +104,7 @@ def _missing(reference: Reference, k: int) -> CIFRecord:
 
 
 def _judged(records: Sequence[CIFRecord], references: Sequence[Reference], shape: tuple[int, int]) -> Sampled:
-    rms = np.full(shape, np.nan)
+    rms, volume_error = np.full(shape, np.nan), np.full(shape, np.nan)
     bonds = np.zeros(shape, dtype=bool)
     valid = np.array([record.rejected_by is None for record in records]).reshape(shape)
     for row, reference in enumerate(references):
@@ -110,10 +113,12 @@ def _judged(records: Sequence[CIFRecord], references: Sequence[Reference], shape
             record = records[row * shape[1] + k]
             ended = replace(record, rejected_by=None) if record.text else record
             crystal = sample_crystal(ended)
-            if crystal is not None and reduced is not None:
+            if crystal is not None and reference.crystal is not None and reduced is not None:
                 rms[row, k] = distance_to(crystal, reduced)
+                volumes = [one.volume_ang3 / one.n_atoms for one in (crystal, reference.crystal)]
+                volume_error[row, k] = abs(math.log(volumes[0] / volumes[1]))
             bonds[row, k] = crystal is not None and _has_good_bonds(ended)
-    return Sampled(rms, valid, bonds)
+    return Sampled(rms, volume_error, valid, bonds)
 
 
 def _has_good_bonds(record: CIFRecord) -> bool:
@@ -179,6 +184,11 @@ def refinement_table(results: dict[str, Any]) -> str:
             f"| RMSE where both match ({score['n_matched_both']}), {name} | {old:.4f} | {new:.4f} | "
             f"{100 * (score['rmse_ratio'] - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}] |"
         )
+    old, new = results["volume_error"]
+    lines.append(
+        f"| error of the volume, mean of ln(V/V₀), of all that match % | {100 * old:.2f} | {100 * new:.2f} | "
+        f"{100 * (new / old - 1) if old else math.nan:+.1f} % |"
+    )
     for name, (old, new) in (("valid by the default rules", results["valid"]), ("good bonds", results["good_bonds"])):
         lines.append(f"| {name} % | {100 * old:.2f} | {100 * new:.2f} | {100 * (new - old):+.2f} |")
     cost, drawing = results["refine_cpu_ms"], results["sample_cpu_ms"]

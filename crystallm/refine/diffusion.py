@@ -157,9 +157,9 @@ class CrystalDiffusionModel(nn.Module):
     def refine(
         self,
         crystals: Sequence[Crystal],
-        orbits: Sequence[Orbits | None] | None = None,
-        start_sigma_ang: float = 0.2,
-        num_steps: int = 8,
+        orbits: Sequence[Orbits | None] | None,
+        start_sigma_ang: float,
+        num_steps: int,
         free_cell: bool = False,
         add_noise: bool = False,
         seed: int = 0,

@@ -382,7 +382,7 @@ class _Window:
         values["gradient_norm"] = float(self.norm) / self.steps
         seconds = time.perf_counter() - self.started
         for name, count in zip(self.names, self.counts.tolist(), strict=True):
-            if "_per_" in name:  # "nats_per_structure" counts structures
+            if name.endswith(("_per_structure", "_per_token")):  # such a part counts structures, or tokens
                 values[f"{name.rpartition('_per_')[2]}s/s"] = count / seconds
         self._start()
         return values

@@ -126,10 +126,10 @@ def test_bad_requests(model: CrystalDiffusionModel, arguments: dict, message: st
 def test_refinement_by_an_ignorant_network_moves_nothing_and_checks_its_arguments(ignorant: CrystalDiffusionModel):
     model = ignorant
     with pytest.raises(ValueError, match=r"start_sigma_ang must be above 0\.02"):
-        model.refine([ROCK_SALT], start_sigma_ang=0.01)
+        model.refine([ROCK_SALT], None, 0.01, 4)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
-        model.refine([ROCK_SALT], num_steps=0)
-    (same,) = model.refine([ROCK_SALT], start_sigma_ang=0.2)
+        model.refine([ROCK_SALT], None, 0.2, 0)
+    (same,) = model.refine([ROCK_SALT], None, 0.2, 8)
     shift = same.frac_coords - ROCK_SALT.frac_coords
     np.testing.assert_allclose(shift - np.rint(shift), 0, atol=1e-6)
 
@@ -140,5 +140,5 @@ def test_one_atom_and_five_hundred():
     rng = np.random.default_rng(0)
     large = Crystal(np.eye(3) * 20, rng.random((500, 3)), np.full(500, 14))
     one = Crystal(np.eye(3) * 3, np.zeros((1, 3)), np.array([84]))
-    refined = small.refine([one, large], num_steps=2)
+    refined = small.refine([one, large], None, 0.2, 2)
     assert [crystal.n_atoms for crystal in refined] == [1, 500]

@@ -61,7 +61,7 @@ def record(text: str = RUTILE, **more: object) -> CIFRecord:
 
 
 def test_a_refined_record_says_what_was_done():
-    (out,) = refine_records([record()], Towards(0.311), RefineConfig(0.15, 3), "abc")
+    (out,) = refine_records([record()], Towards(0.311), RefineConfig(0.15, 3, free_cell=False), "abc")
     assert "O f 0.311 0.311 0.000" in out.text and "0.31100000 0.31100000 0.00000000" in out.cif
     assert out.provenance["refined"] == {"model_hash": "abc", "sigma_ang": 0.15, "num_steps": 3, "free_cell": False}
     # Four of six atoms moved by 0.006 sqrt(2) 4.59 Å
@@ -92,12 +92,13 @@ def test_what_gets_worse_stays_and_what_gets_better_is_taken():
     assert mended.provenance["refined"]["mended"] == "distance"
     (taken,) = refine_checked(good, Towards(0.311), RefineConfig(), checks)
     assert Tally([kept, mended, taken]).summary() == (
-        "kept 3 of 3\nrefined 2 (1 of them rejected before); 1 kept as they were, since the refined crystal failed a check"
+        "kept 3 of 3\nrefined 2 (1 of them rejected before); "
+        "1 kept as they were, since the refined crystal failed a check"
     )
 
 
 def test_a_real_network_keeps_the_group():
     torch.manual_seed(0)
     model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
-    (out,) = refine_records([record()], model, RefineConfig(num_steps=4, free_cell=True))
+    (out,) = refine_records([record()], model, RefineConfig(0.3, num_steps=4))
     assert out.text != RUTILE and out.structure.get_space_group_info()[1] == 136
