@@ -11,6 +11,7 @@ from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
+from crystallm.sample.generate import generate
 from crystallm.sample.refined import refine_checked
 from crystallm.sample.report import Tally
 
@@ -102,3 +103,17 @@ def test_a_real_network_keeps_the_group():
     model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
     (out,) = refine_records([record()], model, RefineConfig(0.3, num_steps=4))
     assert out.text != RUTILE and out.structure.get_space_group_info()[1] == 136
+
+
+def test_refining_while_sampling(checkpoint: str) -> None:
+    """The same draws, with the bundled refiner's coordinates and cells; not without checks."""
+    settings = {"num": 4, "seed": 0, "model": checkpoint, "device": "cpu", "space_group": "P4_2/mnm"}
+    drawn, refined = generate("TiO2", **settings), generate("TiO2", refine=True, **settings)
+    assert [one.id for one in drawn] == [one.id for one in refined]
+    changed = [(a, b) for a, b in zip(drawn, refined, strict=True) if "refined" in b.provenance]
+    assert changed and any(a.text != b.text for a, b in changed)
+    for before, after in changed:
+        assert "P4_2/mnm" in after.text or after.rejected_by
+        assert before.rejected_by is not None or after.rejected_by is None
+    with pytest.raises(ValueError, match="refine keeps what passes the checks, so it goes with rules"):
+        generate("TiO2", refine=True, rules="none", **settings)
