@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError
 from crystallm.canonical import canonicalize
 from crystallm.cif import CIFError, parse_cif
 from crystallm.cif_write import write_cif
+from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.units import UnitCrystal
@@ -64,10 +65,20 @@ def _refine_window(
     if config.add_noise:
         settings |= {"add_noise": True, "seed": config.seed}
     about = {"model_hash": model_hash, **settings}
+    for k, new in zip(units, refine_units(list(units.values()), model, config), strict=True):
+        old = units[k].crystal
+        shift = new.frac_coords - old.frac_coords
+        moved_ang = float(np.sqrt(np.mean(np.sum(((shift - np.rint(shift)) @ new.lattice) ** 2, axis=1))))
+        done[k] = _refined(records[k], units[k].with_result(new.lattice, new.frac_coords), moved_ang, about)
+    return done
+
+
+def refine_units(units: Sequence[UnitCrystal], model: CrystalDiffusionModel, config: RefineConfig) -> list[Crystal]:
+    """The primitive cells, refined, in order."""
+    refined: dict[int, Crystal] = {}
     for chosen in _batches(units):
-        before = [units[k].crystal for k in chosen]
         after = model.refine(
-            before,
+            [units[k].crystal for k in chosen],
             [units[k].orbits for k in chosen],
             config.start_sigma_ang,
             config.num_steps,
@@ -75,11 +86,8 @@ def _refine_window(
             config.add_noise,
             config.seed,
         )
-        for k, old, new in zip(chosen, before, after, strict=True):
-            shift = new.frac_coords - old.frac_coords
-            moved_ang = float(np.sqrt(np.mean(np.sum(((shift - np.rint(shift)) @ new.lattice) ** 2, axis=1))))
-            done[k] = _refined(records[k], units[k].with_result(new.lattice, new.frac_coords), moved_ang, about)
-    return done
+        refined.update(zip(chosen, after, strict=True))
+    return [refined[k] for k in range(len(units))]
 
 
 def _unit(record: CIFRecord) -> UnitCrystal | None:
@@ -92,9 +100,9 @@ def _unit(record: CIFRecord) -> UnitCrystal | None:
         return None
 
 
-def _batches(units: dict[int, UnitCrystal]) -> Iterator[list[int]]:
-    """Of crystals with like numbers of neighbours."""
-    order = sorted(units, key=lambda k: units[k].crystal.n_atoms / units[k].crystal.volume_ang3)
+def _batches(units: Sequence[UnitCrystal]) -> Iterator[list[int]]:
+    """Places of crystals with like numbers of neighbours."""
+    order = sorted(range(len(units)), key=lambda k: units[k].crystal.n_atoms / units[k].crystal.volume_ang3)
     chosen: list[int] = []
     n_atoms = 0
     for k in order:

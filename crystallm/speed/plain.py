@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crystallm.crystal import Crystal
+from crystallm.geometry import neighbour_pairs
 from crystallm.model.gpt import GPT
+from crystallm.refine.batch import Edges, make_batch
+from crystallm.refine.diffusion import STRAIN_PER_ANG, CrystalDiffusionModel
+from crystallm.refine.records import RefineConfig
+from crystallm.refine.units import UnitCrystal
 from crystallm.sample.constraints import Constraint, DeadEnd
 from tokenizer.vocabulary import Vocabulary
 
@@ -115,6 +121,26 @@ def _draw(logits: Tensor, tokens: np.ndarray, mask: np.ndarray | None, uniform: 
         weights = weights * mask
     cumulative = weights.cumsum()
     return int(tokens[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+
+
+# ---------------------------------------------------------------- refinement
+
+
+@torch.no_grad()
+def refine_one(model: CrystalDiffusionModel, unit: UnitCrystal, config: RefineConfig) -> Crystal:
+    """One crystal at a time, its neighbours searched anew at each step."""
+    batch = make_batch([unit.crystal], [unit.orbits])
+    sigmas = np.geomspace(config.start_sigma_ang, model.config.sigma_min_ang, config.num_steps).tolist()
+    for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        (crystal,) = batch.crystals()
+        i, j, image, length = neighbour_pairs(crystal.lattice, crystal.frac_coords, model.config.cutoff_ang)
+        vector = (crystal.frac_coords[j] + image - crystal.frac_coords[i]) @ crystal.lattice
+        arrays = (torch.from_numpy(array) for array in (j, i, vector.astype(np.float32), length.astype(np.float32)))
+        noise = model.denoiser(batch, Edges(*arrays), torch.tensor([sigma]), torch.tensor([config.free_cell]))
+        batch = batch.moved((after - sigma) * batch.following(noise.cart))
+        if config.free_cell:
+            batch = batch.strained(STRAIN_PER_ANG * (after - sigma) * batch.allowed_strain(noise.strain))
+    return batch.crystals()[0]
 
 
 # ---------------------------------------------------------------- training

@@ -30,11 +30,14 @@ from crystallm.model.batch import make_batch
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import FORCED, token_spec
 from crystallm.records import CIFRecord, write_records
+from crystallm.refine.records import RefineConfig, refine_units
+from crystallm.refine.units import UnitCrystal
 from crystallm.resources import resource_path
 from crystallm.sample.engine import Engine, Job
 from crystallm.sample.generate import Generator
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import begin, benchmark_prompt
+from crystallm.sample.refined import load
 from crystallm.speed import plain
 from crystallm.train.distribution import Dtype, pick_dtype, release_memory, start_processes
 from crystallm.train.loader import DataConfig, ShardLoader, TokenShards
@@ -388,6 +391,36 @@ class Sample(Row):
         return Demand(forward_operations(self.model.config, self.model.n_block_parameters, len(result), n_logits))
 
 
+class Refine(Row):
+    """Canonical texts → primitive cells through the bundled refiner, as bin/refine.py sets it."""
+
+    name, plain_num, on_device, one_go = "refine", 20, True, True
+
+    def __init__(self, corpus: Corpus, config: SpeedConfig):
+        super().__init__(corpus, config)
+        self.model, _ = load(None, config.device)
+        self.settings = RefineConfig()
+        self.items = [UnitCrystal.of(AsymmetricUnit.from_text(text)) for text in corpus.texts]
+
+    def ours(self, items: Sequence[UnitCrystal]) -> Sequence[Crystal]:
+        return refine_units(items, self.model, self.settings)
+
+    def plain(self, items: Sequence[UnitCrystal]) -> Sequence[Crystal]:
+        return [plain.refine_one(self.model, item, self.settings) for item in items]
+
+    def same(self, item: UnitCrystal, ours: Crystal, plain: Crystal) -> bool:
+        shift = ours.frac_coords - plain.frac_coords
+        far = np.abs((shift - np.rint(shift)) @ plain.lattice).max()  # Å
+        return bool(far < 1e-3 and np.abs(ours.lattice - plain.lattice).max() < 1e-3)
+
+    def demand(self, item: UnitCrystal, result: Crystal) -> Demand:
+        """Products of matrices: neighbours, as many as the density has, with 16 radial functions and 9 harmonics."""
+        config, n = self.model.config, result.n_atoms
+        n_pairs = n**2 / result.volume_ang3 * 4 / 3 * np.pi * config.cutoff_ang**3
+        layer = n_pairs * 2 * (16 + 9) * config.hidden_dim + n * 14 * config.hidden_dim**2
+        return Demand(float(config.num_layers * self.settings.num_steps * layer))
+
+
 class _Steps(Row):
     """An item is a step; its result, how many structures and tokens it saw."""
 
@@ -494,5 +527,5 @@ def write_shards(folder: Path, tokenizer: CIFTokenizer, sequences: Sequence[np.n
 
 
 ROWS: dict[str, type[Row]] = {
-    row.name: row for row in (Encode, Prepare, Loader, Train, Sample, Write, Filter, Evaluate, Match)
+    row.name: row for row in (Encode, Prepare, Loader, Train, Sample, Refine, Write, Filter, Evaluate, Match)
 }
