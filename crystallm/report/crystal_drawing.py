@@ -27,7 +27,9 @@ def element_styles(crystals: Iterable[Crystal]) -> dict[int, tuple[str, str]]:
     return {z: (COLORS[k % 8], SHAPES[k // 8 % 7]) for k, z in enumerate(numbers)}
 
 
-def draw_crystal(axes: Any, crystal: Crystal, styles: dict[int, tuple[str, str]], size: float = 1.0) -> None:
+def draw_crystal(
+    axes: Any, crystal: Crystal, styles: dict[int, tuple[str, str]], size: float = 1.0, zoom: float = 1.05
+) -> None:
     """The cell's twelve edges, and each atom once, as a ball that grows with its covalent radius. Axes in Å."""
     from matplotlib.ticker import MaxNLocator
 
@@ -43,7 +45,7 @@ def draw_crystal(axes: Any, crystal: Crystal, styles: dict[int, tuple[str, str]]
         look = {"color": color, "marker": shape, "edgecolors": "black", "linewidths": 0.5}
         axes.scatter(*points.T, s=area, depthshade=False, label=SYMBOLS[z - 1], **look)
     reach = corners @ crystal.lattice
-    axes.set_box_aspect(np.ptp(reach, axis=0), zoom=1.12)
+    axes.set_box_aspect(np.ptp(reach, axis=0), zoom=zoom)
     axes.view_init(elev=16, azim=-66)
     for name, low, high in zip("xyz", reach.min(axis=0), reach.max(axis=0), strict=True):
         getattr(axes, f"set_{name}lim")(low, high)

@@ -204,13 +204,14 @@ def from_first_atom(crystal: Crystal) -> Floats:
 
 def _process_figure(frames: Sequence[Frame], names: Sequence[str], title: str) -> tuple[Figure, list[Any]]:
     figure = _figure(3.0 * len(frames), 6.2)
+    figure.set_layout_engine("constrained", rect=(0, 0, 0.985, 1))  # the last z label, of which the layout knows nothing
     styles = element_styles([frames[0].crystals[0]])
     grid = figure.add_gridspec(2, len(frames), height_ratios=(1.25, 1))
     lower: list[Any] = []
     for k, (frame, name) in enumerate(zip(frames, names, strict=True)):
         crystal = frame.crystals[0]
         axes = figure.add_subplot(grid[0, k], projection="3d")
-        draw_crystal(axes, crystal, styles, 0.6)
+        draw_crystal(axes, crystal, styles, size=0.6, zoom=0.95)  # the labels need room in small panels
         shortest = shortest_distance(crystal.lattice, crystal.frac_coords)
         axes.set_title(f"{name}, σ = {frame.sigma_ang:.2f} Å\nshortest distance {shortest:.2f} Å", fontsize=9)
         lower.append(figure.add_subplot(grid[1, k], sharey=lower[0] if lower else None))
