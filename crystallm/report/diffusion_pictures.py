@@ -204,7 +204,7 @@ def from_first_atom(crystal: Crystal) -> Floats:
 
 def _process_figure(frames: Sequence[Frame], names: Sequence[str], title: str) -> tuple[Figure, list[Any]]:
     figure = _figure(3.0 * len(frames), 6.2)
-    figure.set_layout_engine("constrained", rect=(0, 0, 0.985, 1))  # the last z label, of which the layout knows nothing
+    figure.set_layout_engine("constrained", rect=(0, 0, 0.985, 1))  # room for the last z label
     styles = element_styles([frames[0].crystals[0]])
     grid = figure.add_gridspec(2, len(frames), height_ratios=(1.25, 1))
     lower: list[Any] = []

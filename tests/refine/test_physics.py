@@ -90,6 +90,15 @@ def test_coincident_atoms_part_the_same_way_every_time():
     assert pymatgen_shortest(CUBE, first.positions) >= 0.7
 
 
+def test_a_heap_of_atoms_spreads_where_it_is_and_not_across_the_cell():
+    heap = np.full((20, 3), 0.5)
+    report = VALIDATOR.correct_structure(heap, np.eye(3) * 30)
+    assert report.resolved and report.max_shift_ang < 2  # twenty spheres of 0.7 Å fill one of less than 2 Å
+    larger = VALIDATOR.correct_structure(np.full((100, 3), 0.5), np.eye(3) * 30)
+    assert not larger.resolved and 0 < larger.min_distance_after_ang < 0.7 and larger.max_shift_ang < 3
+    assert VALIDATOR.correct_structure(larger.positions, np.eye(3) * 30, max_iterations=50).resolved
+
+
 def test_a_small_cell_cannot_be_helped_and_says_so():
     thin = np.diag([0.6, 5.0, 5.0])
     report = VALIDATOR.correct_structure([[0, 0, 0]], thin)
