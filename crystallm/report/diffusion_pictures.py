@@ -359,17 +359,18 @@ class BatchProperties:
     def of_crystals(
         cls, crystals: Sequence[Crystal], valid: Sequence[bool] | None = None, n_without_crystal: int = 0
     ) -> BatchProperties:
-        """Without `valid`, what keeps the distances that its elements ask for is valid."""
+        """Valid is what keeps the distances that its elements ask for, and is True in `valid`, where that is given."""
         validator = PhysicsValidator()
         verdicts = [validator.validate(c.frac_coords, c.lattice, species=c.atomic_numbers) for c in crystals]
         found = [properties_of(crystal) for crystal in crystals]
         values = {name: np.array([one[name] for one in found], dtype=np.float64) for name in BATCH_LABELS}
-        good = np.array([v.valid for v in verdicts] if valid is None else valid, dtype=bool)
+        good = np.array([v.valid for v in verdicts], dtype=bool)
+        good &= True if valid is None else np.array(valid, dtype=bool)
         return cls(tuple(crystals), good, tuple(v.grade for v in verdicts), values, n_without_crystal)
 
     @classmethod
     def of_records(cls, records: Iterable[CIFRecord]) -> BatchProperties:
-        """Valid is what no check has rejected."""
+        """Valid is what no check has rejected (records may come unchecked), and what keeps its distances."""
         crystals, valid, n_without = [], [], 0
         for record in records:
             try:

@@ -285,6 +285,8 @@ def test_records_are_all_counted(root):
     batch = BatchProperties.of_records(records)
     assert (len(batch.crystals), batch.valid.tolist(), batch.n_records) == (2, [True, False], 3)
     assert "Valid: 1 of 3 (33%)" in "".join(axes.get_title() for axes in batch_analysis(batch).axes)
+    unchecked = CIFRecord("d", (root / "tests/cifs/failing/distance.cif").read_text(encoding="utf-8"))  # H-H 0.40 Å
+    assert BatchProperties.of_records([*records, unchecked]).valid.tolist() == [True, False, False]
     nothing = BatchProperties.of_records(records[2:])
     assert "Valid: 0 of 1 (0%)" in "".join(axes.get_title() for axes in batch_analysis(nothing).axes)
     with pytest.raises(ValueError, match="at least one structure"):
