@@ -57,7 +57,7 @@ def _numbers(
         rows = [list(compress(row, line)) for row, line in zip(rows, places, strict=True)]
     elif max_atoms is not None and (most := max(map(len, rows))) > max_atoms:
         raise ValueError(f"{most} atoms exceed max_atoms={max_atoms}")
-    return [np.array([_atomic_number(atom) for atom in row], dtype=np.int64) for row in rows]
+    return [np.array([atomic_number(atom) for atom in row], dtype=np.int64) for row in rows]
 
 
 def _rows(batch_size: int, species: Species | None) -> list[list[Element]]:
@@ -72,7 +72,7 @@ def _rows(batch_size: int, species: Species | None) -> list[list[Element]]:
     return [list(row) for row in given]
 
 
-def _atomic_number(atom: Element) -> int:
+def atomic_number(atom: Element) -> int:
     number = ATOMIC_NUMBERS.get(atom, 0) if isinstance(atom, str) else int(atom)
     if not 1 <= number <= 118:
         raise ValueError(f"species are symbols or atomic numbers from 1 to 118, got {atom!r}")

@@ -9,7 +9,7 @@ average over). Cells are strained, L_t = L_0 exp(s E) with E symmetric and Gauss
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ from crystallm.refine.orbits import Orbits
 from crystallm.refine.schedule import SIGMA_MAX_ANG, SIGMA_MIN_ANG, ScheduleName, make_schedule
 
 Sampler = Literal["ddim", "ancestral", "predictor_corrector"]
+Keep = Callable[[CrystalBatch, float], None]  # called with what there is at a noise level, and the level in Å
 STRAIN_PER_ANG = 0.1  # a cell edge of 10 Å changes as much as an atom moves
 CORRECTOR_SNR = 0.16  # of the Langevin step; Song et al. 2021, appendix G
 
@@ -121,16 +122,20 @@ class CrystalDiffusionModel(nn.Module):
         free_cell: bool = False,
         sampler: Sampler = "ddim",
         generator: torch.Generator | None = None,
+        keep: Keep | None = None,
     ) -> CrystalBatch:
         """From crystals with noise of width sigmas_ang[0] down through the others to none.
 
-        Symmetric crystals stay so: only their free parameters move. ddim draws nothing.
+        Symmetric crystals stay so: only their free parameters move. ddim draws nothing. `keep` sees the batch at each
+        level, from the noise to the end at 0.
         """
         if sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {sampler!r}; there are {', '.join(get_args(Sampler))}")
         self.eval()
         cell_is_free = torch.full((batch.n_crystals,), free_cell, device=batch.lattice.device)
         near = Neighbours(batch, self.config.cutoff_ang)
+        if keep:
+            keep(batch, sigmas_ang[0])
         for sigma, after in zip(sigmas_ang, [*sigmas_ang[1:], 0.0], strict=True):
             noise = self._noise(batch, sigma, cell_is_free, near)
             if sampler == "ddim":
@@ -146,6 +151,8 @@ class CrystalDiffusionModel(nn.Module):
                 step = 2 * (CORRECTOR_SNR * after) ** 2  # of score ascent; the score is -noise / sigma
                 batch = _shifted(batch, noise, -step / after, False)
                 batch = _shifted(batch, fresh_noise, math.sqrt(2 * step), False)
+            if keep:
+                keep(batch, after)
         return batch
 
     def _noise(self, batch: CrystalBatch, sigma: float, cell_is_free: Tensor, near: Neighbours) -> Noise:
@@ -190,12 +197,14 @@ class CrystalDiffusionModel(nn.Module):
         num_steps: int | None = None,
         sampler: Sampler = "ancestral",
         seed: int | None = None,
+        keep: Keep | None = None,
     ) -> list[Crystal]:
         """`batch_size` crystals from noise.
 
         `lattice` (3, 3) or (batch_size, 3, 3), Å; without it the cells are generated too. `species`: symbols or atomic
         numbers of one crystal, or a list of them for each. Padded, species is (batch_size, max_atoms) and `mask` says
         which places hold atoms. `num_steps`: of the schedule's, by default all. The same seed gives the same crystals.
+        `keep` sees the way there, as in `denoise`.
         Raises ValueError for cells or species that cannot be, or where neither says how many atoms there are.
         """
         generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
@@ -209,7 +218,7 @@ class CrystalDiffusionModel(nn.Module):
         steps = num_steps or len(self.schedule.sigma_ang)
         places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
         sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
-        return self.denoise(batch, sigmas, free_cell, sampler, generator).crystals()
+        return self.denoise(batch, sigmas, free_cell, sampler, generator, keep).crystals()
 
 
 def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:
