@@ -15,7 +15,7 @@ DIAMOND = FCC + tuple((x + 0.25, y + 0.25, z + 0.25) for x, y, z in FCC)
 
 # Of a strained variant: its edges are longer or shorter by so much, and each entry of its strain by a normal number
 MAX_STRETCH, SHEAR = 0.05, 0.01
-DISPLACEMENT_ANG = 0.03  # width of the displacements; the shells of neighbours stay apart
+DISPLACEMENT_ANG = 0.02  # width of the displacements; the shells of neighbours stay apart
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def run(
     else:
         path = write_batch(told(), out)
     more = f"… and {len(batch) - MAX_SHOWN:,} more\n" if len(batch) > MAX_SHOWN else ""
-    where = f"{len(batch)} written to {path.parent}, records in {path.name}" if path else "nothing written"
+    where = f"{len(batch)} written to {out}, records in {path}" if path else "nothing written"
     return f"{more}\n{batch_table(batch)}\nseed {batch[0].seed}; {where}"
 
 
@@ -204,11 +204,12 @@ def _row(one: Diffused) -> tuple[float, ...]:
 
 
 def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = None) -> Path:
-    """`generated_structure_DATE_NUMBER.npz` and `.cif` for each, one parquet file of records for all; its path.
+    """`generated_structure_DATE_NUMBER.npz` and `.cif` for each, and a parquet file of the records; its path.
 
-    Numbers go on after those that the folder has; nothing in it is overwritten.
+    Numbers go on after those that the folder has; nothing is overwritten. The parquet file stands beside the folder,
+    so that a reader of the folder does not meet each crystal twice.
     """
-    folder = Path(out)
+    folder = Path(out).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; wanted a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = N
         np.savez(folder / f"{name}.npz", **_arrays(one))  # type: ignore[arg-type]
         (folder / f"{name}.cif").write_text(record.cif, encoding="utf-8")
         records.append(record)
-    path = folder / f"{stem.replace(NAME, f'{NAME}s')}_{first:04d}-{number:04d}.parquet"
+    path = folder.with_name(f"{folder.name}_{day or date.today():%Y%m%d}_{first:04d}-{number:04d}.parquet")
     write_records(path, records)
     return path
 
