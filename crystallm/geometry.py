@@ -164,6 +164,16 @@ def neighbour_pairs(lattice: ArrayLike, frac_coords: ArrayLike, cutoff_ang: floa
     return sources, targets, np.rint(cells @ matrix).astype(np.int64), distances
 
 
+def coordination_numbers(lattice: ArrayLike, frac_coords: ArrayLike, tolerance: float = 0.1) -> Ints:
+    """(n_atoms,): neighbours of each atom no farther than (1 + tolerance) times its nearest one, images included.
+
+    12 in FCC, 8 in BCC (whose second shell is 15 % farther), 4 in diamond, 6 in rock salt.
+    """
+    reach = shortest_distances(lattice, frac_coords).min(axis=1) * (1 + tolerance)  # (n_atoms,) Å
+    i, _, _, distances = neighbour_pairs(lattice, frac_coords, float(reach.max()))
+    return np.bincount(i[distances <= reach[i]], minlength=len(reach))
+
+
 def distance_violations(
     lattice: ArrayLike,
     frac_coords: ArrayLike,

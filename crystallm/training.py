@@ -10,17 +10,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from crystallm.config import load_config, names_key, to_dict, to_yaml
+from crystallm.crystal import Crystal
+from crystallm.geometry import distance_violations, shortest_distance
 from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.refine.batch import PackedCrystals
 from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
-from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals
+from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals, packed_freely
+from crystallm.refine.tutorial import training_crystals, validation_crystals
 from crystallm.sample.along import constrained_choices
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.train.distribution import start_processes
@@ -118,13 +123,14 @@ def _share_ended(rejected_by: Counter[str | None]) -> float:
 class RefinerRunConfig:
     out: str = "runs/refiner"
     init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    test_structures: int | None = None  # drawn from noise and checked at each evaluation
     data: CrystalDataConfig = field(default_factory=CrystalDataConfig)
     refiner: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def train_refiner(config: RefinerRunConfig) -> str:
-    """Train the diffusion model on the crystals of token shards; why it ended."""
+    """Train the diffusion model on the crystals of token shards, or on the tutorial's; why it ended."""
     processes = start_processes(config.train.device, config.train.threads)
     torch.manual_seed(config.train.seed)
     provenance = {"crystallm": __version__, "torch": torch.__version__}
@@ -134,17 +140,8 @@ def train_refiner(config: RefinerRunConfig) -> str:
     else:
         model = CrystalDiffusionModel(config.refiner)
     loaders = {}
-    for split, ids, limit in (
-        ("train", config.data.ids, config.data.max_structures),
-        ("val", None, config.data.max_val_structures),
-    ):
-        shards = TokenShards(config.data.path, split)
-        tokenizer = CIFTokenizer(shards.meta["vocabulary"])
-        shards.check_vocabulary(tokenizer)
-        places = range(len(shards)) if ids is None else shards.find(ids)
-        texts = [tokenizer.decode(shards[int(place)]) for place in places]
-        cache = Path(config.data.path) / f"crystals_{split}{'' if ids is None else '_some'}.npz"
-        crystals, left_out = packed_crystals(texts, cache, config.data.workers)
+    for split, limit in (("train", config.data.max_structures), ("val", config.data.max_val_structures)):
+        crystals, left_out, meta = _read_split(config.data, split)
         share = (config.train.seed, processes.rank, processes.world)
         loader = loaders[split] = CrystalLoader(crystals, config.data, model.config.cutoff_ang, *share, limit)
         if processes.is_first:
@@ -157,13 +154,51 @@ def train_refiner(config: RefinerRunConfig) -> str:
     info: dict[str, Any] = {
         "refiner": to_dict(model.config),
         "run": to_dict(config),
-        "data": shards.meta,
+        "data": meta,
         "provenance": provenance,
     }
+    callbacks = [generation_callback(loaders["val"].first(config.test_structures))] if config.test_structures else []
     if processes.is_first:
         print(to_yaml(config))
         print(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
-    trainer = Trainer(model, loaders["train"], loaders["val"].once, config.train, config.out, processes, info)
+    val_batches = loaders["val"].once
+    trainer = Trainer(model, loaders["train"], val_batches, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
     processes.close()
     return reason
+
+
+def _read_split(data: CrystalDataConfig, split: str) -> tuple[PackedCrystals, dict[str, str], dict[str, Any]]:
+    """(crystals, places of those left out with the reason, what the data are)"""
+    if data.tutorial is not None:
+        make = training_crystals if split == "train" else validation_crystals
+        return packed_freely(make(data.tutorial)), {}, {"tutorial": to_dict(data.tutorial)}
+    ids = data.ids if split == "train" else None
+    shards = TokenShards(data.path, split)
+    tokenizer = CIFTokenizer(shards.meta["vocabulary"])
+    shards.check_vocabulary(tokenizer)
+    places = range(len(shards)) if ids is None else shards.find(ids)
+    texts = [tokenizer.decode(shards[int(place)]) for place in places]
+    cache = Path(data.path) / f"crystals_{split}{'' if ids is None else '_some'}.npz"
+    return *packed_crystals(texts, cache, data.workers), shards.meta
+
+
+def generation_callback(
+    like: Sequence[Crystal], num_steps: int = 100, seed: int = 0
+) -> Callable[[nn.Module, int], Mapping[str, float]]:
+    """For train.trainer.Trainer: crystals from noise in the cells of others, and whether atoms overlap in them."""
+    lattices = np.stack([crystal.lattice for crystal in like])
+    species = [crystal.atomic_numbers.tolist() for crystal in like]
+
+    def draw_and_check(model: nn.Module, step: int) -> Mapping[str, float]:
+        drawn = model.sample(len(like), lattices, species, num_steps=num_steps, seed=seed)  # type: ignore[operator]
+        fails = [distance_violations(c.lattice, c.frac_coords, c.atomic_numbers) for c in drawn]
+        shortest = min(shortest_distance(c.lattice, c.frac_coords) for c in drawn)
+        n_valid = sum(not fail for fail in fails)
+        print(
+            f"step {step}  {'FAILED' if any(fails) else 'PASSED'}: minimum distance {shortest:.2f} Å "
+            f"in {len(drawn)} test structures, {n_valid} of them without overlap"
+        )
+        return {"samples_valid": n_valid / len(drawn), "samples_min_distance_ang": shortest}
+
+    return draw_and_check

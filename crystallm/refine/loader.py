@@ -14,15 +14,18 @@ from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.crystal import Crystal
 from crystallm.parallel import Failure, map_processes
 from crystallm.refine.batch import CrystalBatch, PackedCrystals, pack
-from crystallm.refine.orbits import Orbits, primitive_with_orbits
+from crystallm.refine.orbits import Orbits, free_orbits, primitive_with_orbits
+from crystallm.refine.tutorial import TutorialConfig
 
 
 @dataclass(frozen=True)
 class CrystalDataConfig:
     path: str = "data/materials_project"  # folder of token shards, as bin/prepare_data.py writes it
+    tutorial: TutorialConfig | None = None  # its crystals in place of those at `path`
     ids: str | None = None  # file with one record id a line: train on these alone
     max_atoms: int = 20  # in the primitive cell
     batch_edges: int = 16_000  # pairs of neighbours in a batch, about
+    batch_structures: int | None = None  # or crystals in a batch, whatever their size
     symmetric: float = 0.7  # share of crystals in which only the free parameters of their symmetry are noisy
     pool: int = 2048  # crystals that are sorted by their number of neighbours: less padding
     max_structures: int | None = None  # train on a random choice of so many
@@ -30,9 +33,9 @@ class CrystalDataConfig:
     workers: int | None = None  # processes that read the texts, once; None: one a core
 
     def __post_init__(self) -> None:
-        for name in ("max_atoms", "batch_edges", "pool"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_atoms", "batch_edges", "batch_structures", "pool"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.symmetric <= 1:
             raise ValueError(f"symmetric must be in [0, 1], got {self.symmetric}")
 
@@ -66,6 +69,11 @@ def packed_crystals(
         np.savez(partial, digest=digest, left_out=list(left_out), reasons=list(left_out.values()), **arrays)
         partial.replace(cache)
     return kept, left_out
+
+
+def packed_freely(crystals: Sequence[Crystal]) -> PackedCrystals:
+    """Crystals as they are, each atom free to move."""
+    return pack(crystals, [free_orbits(crystal.n_atoms) for crystal in crystals])
 
 
 def _read(text: str) -> tuple[Crystal, Orbits]:
@@ -127,6 +135,10 @@ class CrystalLoader:
             if i % self.world == self.rank:
                 yield self.crystals.batch(chosen, np.ones(len(chosen), dtype=bool))
 
+    def first(self, n: int) -> list[Crystal]:
+        """The first n crystals, as they are in the data."""
+        return self.crystals.batch(self.indices[:n], np.ones(min(n, len(self.indices)), dtype=bool)).crystals()
+
     def _plan(self) -> None:
         rng = np.random.default_rng([self.seed, self.epoch])
         self._symmetric = rng.random(len(self.crystals)) < self.config.symmetric
@@ -137,7 +149,9 @@ class CrystalLoader:
         self._order = [batches[i] for i in rng.permutation(len(batches))]
 
     def _cut(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Batches of about batch_edges each, of crystals with like numbers of neighbours."""
+        """Batches of about batch_edges each, of crystals with like numbers of neighbours; or of batch_structures."""
+        if size := self.config.batch_structures:
+            return np.split(indices, range(size, len(indices), size))
         indices = indices[np.argsort((self.work / self.crystals.n_atoms)[indices], kind="stable")]
         number = np.floor(np.cumsum(self.work[indices]) / self.config.batch_edges)
         return np.split(indices, np.flatnonzero(np.diff(number)) + 1)

@@ -1,0 +1,49 @@
+"""Crystals from noise:  python bin/diffuse.py --formula NaCl --formula-units 4 --cell 5.64 --num 8 --out generated/
+
+With a model that is there (--model; left out: the bundled one), or the whole way, training first:
+  python bin/diffuse.py --train config/refiner_tutorial.yaml --species "Al Al Al Al" --cell 4.1 --num 20
+A run that --train finds finished is not trained again. Without --cell the cell is generated, too.
+Each structure is written as .npz and .cif, all of them as one .parquet, which bin/evaluate_cifs.py and others take.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from crystallm.config import load_config
+from crystallm.refine.diffusion import Sampler
+from crystallm.sample.diffused import DiffuseConfig, read_species, run
+from crystallm.sample.refined import load
+from crystallm.training import RefinerRunConfig, train_refiner
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    atoms = parser.add_mutually_exclusive_group(required=True)
+    atoms.add_argument("--species", help='each atom in the cell, as in "Na Na Cl Cl"')
+    atoms.add_argument("--formula", help="instead, with the number of its units in the cell")
+    parser.add_argument("--formula-units", type=int, default=1)
+    parser.add_argument("--cell", nargs="+", type=float, metavar="X", help="a b c alpha beta gamma, Å and °; a: a cube")
+    parser.add_argument("--num", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="left out: all of the model's schedule")
+    parser.add_argument("--sampler", choices=get_args(Sampler), default="ancestral")
+    parser.add_argument("--seed", type=int, help="same seed, same crystals; left out: a fresh one, printed and stored")
+    parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", help="checkpoint of a diffusion model, or the folder of its run")
+    source.add_argument("--train", nargs="+", metavar="ARGUMENT", help="train first: YAML files and key=value")
+    parser.add_argument("--out", default="generated", help="folder")
+    parser.add_argument("--no-save", action="store_true", help="write nothing")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    given = parser.parse_args()
+    try:
+        species = read_species(given.species, given.formula, given.formula_units)
+        cell = given.cell and tuple(given.cell)
+        config = DiffuseConfig(species, cell, given.num, given.steps, given.sampler, given.seed, given.rules)
+        if given.train:
+            training = load_config(RefinerRunConfig, given.train)
+            train_refiner(training)
+            given.model = training.out
+        print(run(*load(given.model, given.device), config, None if given.no_save else given.out))
+    except (ValueError, FileNotFoundError) as err:
+        parser.error(str(err))

@@ -1,0 +1,251 @@
+"""Crystals from noise, alone: drawn, checked, told in a line each and a table for all, and written to a folder."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from crystallm.checks.filter import FilterConfig, filter_records
+from crystallm.cif_write import write_cif
+from crystallm.crystal import Crystal, Ints, lattice_from_parameters
+from crystallm.geometry import coordination_numbers, distance_violations, shortest_distance
+from crystallm.records import CIFRecord, write_records
+from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
+from crystallm.sample.formulas import PromptError, parse_formula
+from crystallm.version import __version__
+from tokenizer.elements import ATOMIC_NUMBERS
+
+ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
+NAME = "generated_structure"
+MAX_SHOWN = 50  # verdicts printed
+
+
+@dataclass(frozen=True)
+class DiffuseConfig:
+    """Raises ValueError, which says what was wrong and what is wanted."""
+
+    species: tuple[str, ...]  # of each atom in the cell
+    cell: tuple[float, ...] | None = None  # a, b, c (Å), alpha, beta, gamma (°), or a of a cube; None: generated too
+    num: int = 1
+    num_steps: int | None = None  # None: all of the model's schedule
+    sampler: Sampler = "ancestral"
+    seed: int | None = None  # None: a fresh one
+    rules: str = "default"  # checks: default | crystallm | cdvae
+
+    def __post_init__(self) -> None:
+        if not self.species:
+            raise ValueError("species names each atom in the cell, like Na Cl; got none")
+        for symbol in self.species:
+            if symbol not in ATOMIC_NUMBERS:
+                raise ValueError(f"species are element symbols, one for each atom, like Na Cl; got {symbol!r}")
+        if self.cell is not None and len(self.cell) not in (1, 6):
+            raise ValueError(f"a cell is a b c alpha beta gamma, or a of a cube; got {len(self.cell)} numbers")
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.sampler not in get_args(Sampler):
+            raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(get_args(Sampler))}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        self.lattice  # noqa: B018  (a cell that cannot be is told now)
+
+    @property
+    def lattice(self) -> np.ndarray | None:
+        """(3, 3) Å"""
+        if self.cell is None:
+            return None
+        a, b, c, *angles = self.cell if len(self.cell) == 6 else (*self.cell * 3, 90.0, 90.0, 90.0)
+        return lattice_from_parameters(a, b, c, *angles)
+
+
+def read_species(species: str | None, formula: str | None, formula_units: int = 1) -> tuple[str, ...]:
+    """From "Na Na Cl Cl", or from a formula and the number of its units in the cell. Raises ValueError."""
+    if (species is None) == (formula is None):
+        raise ValueError("either species or a formula says which atoms there are, got both or none")
+    if species is not None:
+        return tuple(species.replace(",", " ").split())
+    if formula_units < 1:
+        raise ValueError(f"formula_units must be at least 1, got {formula_units}")
+    try:
+        counts = parse_formula(formula or "")
+    except PromptError as err:
+        raise ValueError(str(err)) from None
+    return tuple(symbol for symbol, count in counts.items() for _ in range(count * formula_units))
+
+
+@dataclass(frozen=True, eq=False)
+class Diffused:
+    """A generated crystal and what was found of it."""
+
+    crystal: Crystal
+    record: CIFRecord  # checked
+    seed: int
+    settings: dict[str, Any]
+    min_distance_ang: float
+    overlaps: bool  # atoms closer than their elements may come
+    coordination: Ints  # (n_atoms,)
+
+    @property
+    def valid(self) -> bool:
+        return self.record.rejected_by is None
+
+    @property
+    def verdict(self) -> str:
+        passed = f"{'PASSED' if self.valid else 'FAILED'}: minimum distance {self.min_distance_ang:.2f} Å"
+        if self.valid:
+            return passed
+        return f"{passed}, {'atoms overlap' if self.overlaps else f'{self.record.rejected_by}: {self.record.reason}'}"
+
+
+def diffuse(
+    model: CrystalDiffusionModel, config: DiffuseConfig, info: dict[str, Any] | None = None
+) -> Iterator[Diffused]:
+    """`config.num` crystals from noise, checked, one by one. The same seed gives the same crystals.
+
+    `info` as load_refiner gives it; its model hash goes into the provenance.
+    """
+    seed = secrets.randbits(32) if config.seed is None else config.seed
+    config = replace(config, seed=seed)
+    at_once = max(1, ATOMS_AT_ONCE // len(config.species))
+    checks = FilterConfig(config.rules)
+    settings = _settings(model, config)
+    about = {"generator": "diffusion", "model_hash": (info or {}).get("model_hash", ""), "crystallm": __version__}
+    for first in range(0, config.num, at_once):
+        drawn = model.sample(
+            min(at_once, config.num - first),
+            config.lattice,
+            config.species,
+            num_steps=config.num_steps,
+            sampler=config.sampler,
+            seed=(seed + first) % 2**63,  # the first batch alone is drawn by the seed itself
+        )
+        records = []
+        for index, crystal in enumerate(drawn, start=first):
+            provenance = about | {"seed": seed, "index": index, "settings": settings}
+            records.append(CIFRecord(f"gen-{index:06d}", write_cif(crystal, provenance), provenance=provenance))
+        for crystal, record in zip(drawn, filter_records(records, checks), strict=True):
+            yield _describe(crystal, record, seed, settings)
+
+
+def run(
+    model: CrystalDiffusionModel, info: dict[str, Any], config: DiffuseConfig, out: str | Path | None = None
+) -> str:
+    """Generate, print each verdict, write to the folder `out` where there is one; the text to end with."""
+    batch: list[Diffused] = []
+
+    def told() -> Iterator[Diffused]:
+        for one in diffuse(model, config, info):
+            batch.append(one)
+            if len(batch) <= MAX_SHOWN:
+                print(f"{len(batch):>4}  {one.crystal.reduced_formula}  {one.verdict}", flush=True)
+            yield one
+
+    path = None
+    if out is None:
+        collections.deque(told(), maxlen=0)
+    else:
+        path = write_batch(told(), out)
+    more = f"… and {len(batch) - MAX_SHOWN:,} more\n" if len(batch) > MAX_SHOWN else ""
+    where = f"{len(batch)} written to {out}, records in {path}" if path else "nothing written"
+    return f"{more}\n{batch_table(batch)}\nseed {batch[0].seed}; {where}"
+
+
+def _settings(model: CrystalDiffusionModel, config: DiffuseConfig) -> dict[str, Any]:
+    """Plain data: what, with the seed, makes the same crystals again."""
+    settings = asdict(config) | {"species": list(config.species), "cell": config.cell and list(config.cell)}
+    return settings | {"num_steps": config.num_steps or model.config.timesteps}
+
+
+def _describe(crystal: Crystal, record: CIFRecord, seed: int, settings: dict[str, Any]) -> Diffused:
+    lattice, frac = crystal.lattice, crystal.frac_coords
+    overlaps = bool(distance_violations(lattice, frac, crystal.atomic_numbers))
+    shortest, neighbours = shortest_distance(lattice, frac), coordination_numbers(lattice, frac)
+    return Diffused(crystal, record, seed, settings, shortest, overlaps, neighbours)
+
+
+# ---------------------------------------------------------------- statistics
+
+COLUMNS = (
+    ("density", "g/cm³"),
+    ("volume", "Å³"),
+    ("coordination", ""),
+    ("minimum distance", "Å"),
+)
+
+
+def batch_table(batch: Sequence[Diffused]) -> str:
+    """Mean ± standard deviation over all, valid or not, and the valid share."""
+    values = np.array([_row(one) for one in batch])
+    lines = []
+    for (name, unit), column in zip(COLUMNS, values.T, strict=True):
+        spread = column.std(ddof=1) if len(column) > 1 else 0.0
+        lines.append(f"{name:<18}{column.mean():>10.2f} ± {spread:<8.2f}{unit}".rstrip())
+    n_valid = sum(one.valid for one in batch)
+    lines.append(f"{'valid':<18}{100 * n_valid / len(batch):>10.1f} %  ({n_valid} of {len(batch)})")
+    return "\n".join(lines)
+
+
+def _row(one: Diffused) -> tuple[float, ...]:
+    c = one.crystal
+    return c.density_g_per_cm3, c.volume_ang3, float(one.coordination.mean()), one.min_distance_ang
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = None) -> Path:
+    """`generated_structure_DATE_NUMBER.npz` and `.cif` for each, and a parquet file of the records; its path.
+
+    Numbers go on after those that the folder has; nothing is overwritten. The parquet file stands beside the folder,
+    so that a reader of the folder does not meet each crystal twice.
+    """
+    folder = Path(out).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; wanted a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{NAME}_{day or date.today():%Y%m%d}"
+    number = first = _next_number(folder, stem)
+    records = []
+    for number, one in enumerate(batch, start=first):
+        name = f"{stem}_{number:04d}"
+        record = replace(one.record, id=name)
+        np.savez(folder / f"{name}.npz", **_arrays(one))  # type: ignore[arg-type]
+        (folder / f"{name}.cif").write_text(record.cif, encoding="utf-8")
+        records.append(record)
+    path = folder.with_name(f"{folder.name}_{day or date.today():%Y%m%d}_{first:04d}-{number:04d}.parquet")
+    write_records(path, records)
+    return path
+
+
+def _next_number(folder: Path, stem: str) -> int:
+    taken = [re.fullmatch(rf"{stem}_(\d+)", file.stem) for file in folder.glob(f"{stem}_*.npz")]
+    return 1 + max((int(match[1]) for match in taken if match), default=0)
+
+
+def _arrays(one: Diffused) -> dict[str, np.ndarray]:
+    """What the .npz holds; read it with np.load, without pickle."""
+    crystal = one.crystal
+    values = {
+        "positions": crystal.frac_coords,  # (n_atoms, 3) fractional
+        "lattice": crystal.lattice,  # (3, 3) rows, Å
+        "species": crystal.symbols,  # (n_atoms,)
+        "valid": one.valid,
+        "min_distance": one.min_distance_ang,  # Å
+        "n_atoms": crystal.n_atoms,
+        "density": crystal.density_g_per_cm3,  # g/cm³
+        "volume": crystal.volume_ang3,  # Å³
+        "coordination": one.coordination,  # (n_atoms,)
+        "seed": one.seed,
+        "settings": json.dumps(one.settings),
+    }
+    return {name: np.asarray(value) for name, value in values.items()}
