@@ -27,6 +27,7 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=int, default=1)
     parser.add_argument("--steps", type=int, help="left out: all of the model's schedule")
     parser.add_argument("--sampler", choices=get_args(Sampler), default="ancestral")
+    parser.add_argument("--corrector-steps", type=int, default=1, help="at each step of predictor_corrector")
     parser.add_argument("--seed", type=int, help="same seed, same crystals; left out: a fresh one, printed and stored")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
     source = parser.add_mutually_exclusive_group()
@@ -39,7 +40,8 @@ if __name__ == "__main__":
     try:
         species = read_species(given.species, given.formula, given.formula_units)
         cell = given.cell and tuple(given.cell)
-        config = DiffuseConfig(species, cell, given.num, given.steps, given.sampler, given.seed, given.rules)
+        sampling = (given.steps, given.sampler, given.corrector_steps, given.seed)
+        config = DiffuseConfig(species, cell, given.num, *sampling, given.rules)
         if given.train:
             training = load_config(RefinerRunConfig, given.train)
             train_refiner(training)

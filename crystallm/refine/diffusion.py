@@ -123,14 +123,18 @@ class CrystalDiffusionModel(nn.Module):
         sampler: Sampler = "ddim",
         generator: torch.Generator | None = None,
         keep: Keep | None = None,
+        corrector_steps: int = 1,
     ) -> CrystalBatch:
         """From crystals with noise of width sigmas_ang[0] down through the others to none.
 
         Symmetric crystals stay so: only their free parameters move. ddim draws nothing. `keep` sees the batch at each
-        level, from the noise to the end at 0.
+        level, from the noise to the end at 0. `corrector_steps`: of predictor_corrector, at each width; more of them
+        are a slower annealing.
         """
         if sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {sampler!r}; there are {', '.join(get_args(Sampler))}")
+        if corrector_steps < 1:
+            raise ValueError(f"corrector_steps must be at least 1, got {corrector_steps}")
         self.eval()
         cell_is_free = torch.full((batch.n_crystals,), free_cell, device=batch.lattice.device)
         near = Neighbours(batch, self.config.cutoff_ang)
@@ -145,7 +149,7 @@ class CrystalDiffusionModel(nn.Module):
                 fresh = after * math.sqrt(max(sigma**2 - after**2, 0)) / sigma
                 batch = _shifted(batch, draw_noise(batch, generator), fresh, free_cell)
             near = Neighbours(batch, self.config.cutoff_ang) if free_cell else near
-            if sampler == "predictor_corrector" and after > 0:
+            for _ in range(corrector_steps if sampler == "predictor_corrector" and after > 0 else 0):
                 noise = self._noise(batch, after, cell_is_free, near)
                 fresh_noise = draw_noise(batch, generator)
                 step = 2 * (CORRECTOR_SNR * after) ** 2  # of score ascent; the score is -noise / sigma
@@ -198,13 +202,14 @@ class CrystalDiffusionModel(nn.Module):
         sampler: Sampler = "ancestral",
         seed: int | None = None,
         keep: Keep | None = None,
+        corrector_steps: int = 1,
     ) -> list[Crystal]:
         """`batch_size` crystals from noise.
 
         `lattice` (3, 3) or (batch_size, 3, 3), Å; without it the cells are generated too. `species`: symbols or atomic
         numbers of one crystal, or a list of them for each. Padded, species is (batch_size, max_atoms) and `mask` says
-        which places hold atoms. `num_steps`: of the schedule's, by default all. The same seed gives the same crystals.
-        `keep` sees the way there, as in `denoise`.
+        which places hold atoms. `num_steps`: of the schedule's, by default all; `corrector_steps` as in `denoise`. The
+        same seed gives the same crystals. `keep` sees the way there, as in `denoise`.
         Raises ValueError for cells or species that cannot be, or where neither says how many atoms there are.
         """
         generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
@@ -218,7 +223,7 @@ class CrystalDiffusionModel(nn.Module):
         steps = num_steps or len(self.schedule.sigma_ang)
         places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
         sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
-        return self.denoise(batch, sigmas, free_cell, sampler, generator, keep).crystals()
+        return self.denoise(batch, sigmas, free_cell, sampler, generator, keep, corrector_steps).crystals()
 
 
 def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:

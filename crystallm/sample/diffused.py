@@ -38,6 +38,7 @@ class DiffuseConfig:
     num: int = 1
     num_steps: int | None = None  # None: all of the model's schedule
     sampler: Sampler = "ancestral"
+    corrector_steps: int = 1  # of predictor_corrector at each step; more are a slower annealing
     seed: int | None = None  # None: a fresh one
     rules: str = "default"  # checks: default | crystallm | cdvae
 
@@ -53,6 +54,8 @@ class DiffuseConfig:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.corrector_steps < 1:
+            raise ValueError(f"corrector_steps must be at least 1, got {self.corrector_steps}")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(get_args(Sampler))}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -127,6 +130,7 @@ def diffuse(
             config.species,
             num_steps=config.num_steps,
             sampler=config.sampler,
+            corrector_steps=config.corrector_steps,
             seed=(seed + first) % 2**63,  # the first batch alone is drawn by the seed itself
         )
         records = []

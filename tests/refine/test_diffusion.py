@@ -116,6 +116,7 @@ def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDif
         ({"species": ["Al", "Al"], "max_atoms": 1}, "2 atoms exceed max_atoms=1"),
         ({"species": ["Al"], "mask": [True, False]}, "max_atoms=2 places each, got 2 and 1"),
         ({"species": ["Al"], "sampler": "euler"}, "no sampler 'euler'"),
+        ({"species": ["Al"], "corrector_steps": 0}, "corrector_steps must be at least 1, got 0"),
     ],
 )
 def test_bad_requests(model: CrystalDiffusionModel, arguments: dict, message: str):

@@ -113,15 +113,10 @@ def test_bad_settings(settings: dict):
 
 
 def small_run(root: Path, out: Path, *more: str) -> list[str]:
-    shape = ["refiner.hidden_dim=8", "refiner.num_layers=1", "refiner.timesteps=10", "data.tutorial.cells=[1]"]
-    steps = [
-        "train.max_steps=4",
-        "train.eval_every=2",
-        "train.warmup_steps=0",
-        "data.tutorial.variants=1",
-        "data.tutorial.repeats=1",
-    ]
-    return [str(root / "config/refiner_tutorial.yaml"), f"out={out}", *shape, *steps, *more]
+    shape = ["refiner.hidden_dim=8", "refiner.num_layers=1", "refiner.timesteps=10"]
+    data = ["data.tutorial.cells=[1]", "data.tutorial.repeats=1", "data.tutorial.variants=1"]
+    steps = ["train.max_steps=4", "train.eval_every=2", "train.warmup_steps=0"]
+    return [str(root / "config/refiner_tutorial.yaml"), f"out={out}", *shape, *data, *steps, *more]
 
 
 def test_a_run_draws_test_structures_and_its_checkpoint_draws_too(root: Path, tmp_path: Path, capsys):

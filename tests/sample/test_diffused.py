@@ -153,6 +153,7 @@ def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, mo
         ({"cell": (4, 4, 4, 150, 150, 150)}, "no cell has the angles|its volume is 0"),
         ({"num": 0}, "num must be at least 1"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"corrector_steps": 0}, "corrector_steps must be at least 1"),
         ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"seed": -1}, "seed must be"),
     ],
