@@ -6,7 +6,9 @@ another cell of the same crystal) leaves its answer alone, or turns with the cry
 
 Each layer sums messages times spherical harmonics of their directions, one product of matrices for each atom; the
 squared length of each sum, which no rotation changes, updates the atom (the atomic basis of ACE, Drautz 2019, and its
-power spectrum). The answer is made of the sums of the first order (displacements) and the second (strain).
+power spectrum). With vector messages an atom also tells each neighbour how far its own sums of the first order point
+along the line between them, which no rotation changes either. The answer is made of the sums of the first order
+(displacements) and the second (strain).
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ class Noise(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    def __init__(self, hidden_dim: int, num_layers: int, cutoff_ang: float, n_radial: int = 16):
+    def __init__(
+        self, hidden_dim: int, num_layers: int, cutoff_ang: float, n_radial: int = 16, vector_messages: bool = False
+    ):
         super().__init__()
         self.species = nn.Embedding(N_SPECIES, hidden_dim)
         self.level = nn.Sequential(nn.Linear(32, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim))
         self.flags = nn.Embedding(4, hidden_dim)  # symmetric or not, cell free or not
         self.radial = Radial(n_radial, cutoff_ang)
-        self.layers = nn.ModuleList([Interaction(hidden_dim, n_radial) for _ in range(num_layers)])
+        self.layers = nn.ModuleList(
+            [Interaction(hidden_dim, n_radial, vector_messages and i > 0) for i in range(num_layers)]
+        )
         self.norm = nn.LayerNorm(hidden_dim)
         self.displace = nn.Linear(hidden_dim, num_layers * hidden_dim)
         self.shear = nn.Linear(hidden_dim, num_layers * hidden_dim)
@@ -50,9 +56,10 @@ class Denoiser(nn.Module):
         atoms = self.species(batch.atomic_numbers) + level[batch.crystal]  # (N, C)
         shells = Shells(edges, len(atoms))
         radial = self.radial(edges.length)  # (E, R)
-        vectors, tensors = [], []
+        vectors: list[Tensor] = []
+        tensors: list[Tensor] = []
         for layer in self.layers:
-            atoms, sums = layer(atoms, edges.source, radial, shells)
+            atoms, sums = layer(atoms, edges.source, radial, shells, vectors[-1] if vectors else None)
             vectors.append(sums[:, 1:4])  # (N, 3, C)
             tensors.append(sums[:, 4:9])  # (N, 5, C)
         state = self.norm(atoms)
@@ -72,7 +79,8 @@ class Shells:
         order = torch.arange(len(edges.target), device=count.device)
         within = order - (count.cumsum(0) - count)[edges.target]  # edges come sorted by target
         self.place = edges.target * self.width + within  # (E,) in (n_atoms * width)
-        harmonics = spherical_harmonics(edges.vector / edges.length.clamp(min=1e-3)[:, None])  # (E, 9)
+        self.unit = edges.vector / edges.length.clamp(min=1e-3)[:, None]  # (E, 3)
+        harmonics = spherical_harmonics(self.unit)  # (E, 9)
         padded = harmonics.new_zeros(n_atoms * self.width, 9).index_copy(0, self.place, harmonics)
         self.harmonics = padded.view(n_atoms, self.width, 9).transpose(1, 2) * TYPICAL_NEIGHBOURS**-0.5
 
@@ -104,17 +112,27 @@ def symmetric_tensor(second: Tensor) -> Tensor:
 
 
 class Interaction(nn.Module):
-    def __init__(self, width: int, n_radial: int):
+    def __init__(self, width: int, n_radial: int, vector_messages: bool = False):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.source = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.filter = nn.Linear(n_radial, width, bias=False)
         self.update = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.vector_messages = vector_messages
+        if vector_messages:
+            self.vector_source = nn.Linear(width, width, bias=False)
+            self.vector_filter = nn.Linear(n_radial, width, bias=False)
 
-    def forward(self, atoms: Tensor, source: Tensor, radial: Tensor, shells: Shells) -> tuple[Tensor, Tensor]:
-        """atoms (N, C), radial (E, R) -> atoms (N, C), and the sums they were updated with (N, 9, C)"""
+    def forward(
+        self, atoms: Tensor, source: Tensor, radial: Tensor, shells: Shells, vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """atoms (N, C), radial (E, R), vectors (N, 3, C) -> atoms (N, C), and the sums that updated them (N, 9, C)"""
         own = self.norm(atoms)
-        sums = shells.sums(self.source(own).index_select(0, source) * self.filter(radial))
+        messages = self.source(own).index_select(0, source) * self.filter(radial)  # (E, C)
+        if self.vector_messages and vectors is not None:
+            pointing = torch.einsum("ea,eac->ec", shells.unit, self.vector_source(vectors).index_select(0, source))
+            messages = messages + pointing * self.vector_filter(radial)
+        sums = shells.sums(messages)
         lengths = [part.square().sum(dim=1) for part in (sums[:, 1:4], sums[:, 4:9])]
         return atoms + self.update(torch.cat([own, sums[:, 0], *lengths], dim=1)), sums
 

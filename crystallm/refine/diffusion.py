@@ -39,6 +39,7 @@ class DiffusionConfig:
     sigma_min_ang: float = SIGMA_MIN_ANG
     sigma_max_ang: float = SIGMA_MAX_ANG
     cutoff_ang: float = 5.0
+    vector_messages: bool = False  # of the denoiser: it learns in fewer steps, each of them slower
     free_cell: float = 0.5  # share of training in which the cell is noisy too; 0: cells are always given
 
     def __post_init__(self) -> None:
@@ -77,7 +78,9 @@ class CrystalDiffusionModel(nn.Module):
         self.config = config = replace(config or DiffusionConfig(), **settings)
         widths = (config.sigma_min_ang, config.sigma_max_ang)
         self.schedule = make_schedule(config.schedule, config.timesteps, *widths)
-        self.denoiser = Denoiser(config.hidden_dim, config.num_layers, config.cutoff_ang)
+        self.denoiser = Denoiser(
+            config.hidden_dim, config.num_layers, config.cutoff_ang, vector_messages=config.vector_messages
+        )
 
     def predict(self, batch: CrystalBatch, sigma_ang: Tensor, cell_is_free: Tensor, near: Neighbours) -> Noise:
         return self.denoiser(batch, near.edges(batch.frac_coords), sigma_ang, cell_is_free)

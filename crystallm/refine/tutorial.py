@@ -54,14 +54,17 @@ class TutorialConfig:
             )
 
 
-def tutorial_structures(variants: int = 6, seed: int = 0) -> list[Crystal]:
-    """The three prototypes in conventional cells of 2, 4 and 8 atoms, each followed by its variants."""
+def tutorial_structures(variants: int = 6, seed: int = 0, strain_seed: int | None = None) -> list[Crystal]:
+    """The three prototypes in conventional cells of 2, 4 and 8 atoms, each followed by its variants.
+
+    With another `strain_seed` the same elements are strained and displaced otherwise.
+    """
     structures = []
     for prototype in PROTOTYPES:
-        rng = np.random.default_rng([seed, len(prototype.frac_coords)])
+        rng = np.random.default_rng([seed if strain_seed is None else strain_seed, len(prototype.frac_coords)])
         structures.append(prototype.crystal())
         others = list(prototype.lattice_ang)[1:]
-        order = rng.permutation(len(others))
+        order = np.random.default_rng([seed, len(others)]).permutation(len(others))
         for k in range(variants):
             if k % 3 == 0:
                 structures.append(strained(prototype.crystal(), rng))
@@ -97,8 +100,8 @@ def training_crystals(config: TutorialConfig) -> list[Crystal]:
 
 
 def validation_crystals(config: TutorialConfig) -> list[Crystal]:
-    """Other variants, drawn with another seed: the prototypes first, then their variants in turn."""
-    structures = tutorial_structures(config.variants, config.seed + 1)
+    """The same elements strained and displaced otherwise: the prototypes first, then their variants in turn."""
+    structures = tutorial_structures(config.variants, config.seed, strain_seed=config.seed + 1)
     size = 1 + config.variants
     structures = [structures[i * size + k] for k in range(size) for i in range(len(PROTOTYPES))]
     return [supercell(one, (n, n, n)) for n in dict.fromkeys(config.cells) for one in structures]

@@ -19,10 +19,10 @@ TRICLINIC = Crystal.from_parameters(
 )
 
 
-@pytest.fixture(scope="module")
-def model() -> CrystalDiffusionModel:
+@pytest.fixture(scope="module", params=[False, True], ids=["scalar messages", "vector messages"])
+def model(request: pytest.FixtureRequest) -> CrystalDiffusionModel:
     torch.manual_seed(0)
-    return CrystalDiffusionModel(hidden_dim=32, num_layers=3, cutoff_ang=5.0).eval()
+    return CrystalDiffusionModel(hidden_dim=32, num_layers=3, cutoff_ang=5.0, vector_messages=request.param).eval()
 
 
 @torch.no_grad()
@@ -110,6 +110,14 @@ def test_neighbours_are_those_of_geometry(crystal: Crystal):
         return rows[np.lexsort(rows.round(3).T[::-1])]
 
     np.testing.assert_allclose(ordered(found), ordered(wanted), atol=1e-4)
+
+
+def test_vector_messages_are_heard():
+    torch.manual_seed(0)
+    model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, vector_messages=True).eval()
+    heard = answer(model, TRICLINIC)
+    torch.nn.init.zeros_(model.denoiser.layers[1].vector_filter.weight)  # type: ignore[union-attr,arg-type]
+    assert not close(answer(model, TRICLINIC).cart, heard.cart)
 
 
 def test_second_order_is_the_traceless_dyad():
