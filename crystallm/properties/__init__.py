@@ -1,0 +1,1 @@
+"""Properties of crystals from structure and text: encoders, fusion, prediction with an uncertainty, explanation."""
