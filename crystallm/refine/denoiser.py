@@ -19,10 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crystallm.refine.batch import CrystalBatch, Edges
+from crystallm.periodic.basis import N_SPECIES, Radial
+from crystallm.periodic.neighbours import Edges
+from crystallm.periodic.shells import Shells
+from crystallm.refine.batch import CrystalBatch
 
-N_SPECIES = 119  # by atomic number; 0 stays unused
-TYPICAL_NEIGHBOURS = 30.0  # within 5 Å; sums over neighbours are divided by its root
 DATA_SCALE_ANG = 0.5  # displacements that are still worth knowing; beyond, the noise says nothing of where an atom was
 
 
@@ -70,35 +71,6 @@ class Denoiser(nn.Module):
         return Noise(batch.centred(cart) * scale[batch.crystal][:, None], batch.mean(shear + swell))
 
 
-class Shells:
-    """The neighbours of each atom in one row of a matrix, so that sums over them are products of matrices."""
-
-    def __init__(self, edges: Edges, n_atoms: int):
-        count = torch.bincount(edges.target, minlength=n_atoms)
-        self.n_atoms, self.width = n_atoms, max(1, int(count.max())) if n_atoms else 1
-        order = torch.arange(len(edges.target), device=count.device)
-        within = order - (count.cumsum(0) - count)[edges.target]  # edges come sorted by target
-        self.place = edges.target * self.width + within  # (E,) in (n_atoms * width)
-        self.unit = edges.vector / edges.length.clamp(min=1e-3)[:, None]  # (E, 3)
-        harmonics = spherical_harmonics(self.unit)  # (E, 9)
-        padded = harmonics.new_zeros(n_atoms * self.width, 9).index_copy(0, self.place, harmonics)
-        self.harmonics = padded.view(n_atoms, self.width, 9).transpose(1, 2) * TYPICAL_NEIGHBOURS**-0.5
-
-    def sums(self, messages: Tensor) -> Tensor:
-        """(E, C) -> (N, 9, C): of the messages to each atom, times the harmonics of where they come from"""
-        padded = messages.new_zeros(self.n_atoms * self.width, messages.shape[1])
-        padded = padded.index_copy(0, self.place, messages).view(self.n_atoms, self.width, -1)
-        return torch.bmm(self.harmonics.to(messages.dtype), padded)
-
-
-def spherical_harmonics(unit: Tensor) -> Tensor:
-    """(E, 3) unit vectors -> (E, 9): real, of orders 0, 1 and 2, each order's squares adding up to 1"""
-    x, y, z = unit.unbind(dim=1)
-    root = 3**0.5
-    second = (root * x * y, root * y * z, z * z - (x * x + y * y) / 2, root * x * z, root / 2 * (x * x - y * y))
-    return torch.stack([torch.ones_like(x), x, y, z, *second], dim=1)
-
-
 def symmetric_tensor(second: Tensor) -> Tensor:
     """(N, 5) of order 2 -> (N, 3, 3) symmetric and traceless; spherical_harmonics of u gives u uᵀ - 1/3 times 3/2"""
     xy, yz, zz, xz, difference = second.unbind(dim=1)
@@ -135,25 +107,6 @@ class Interaction(nn.Module):
         sums = shells.sums(messages)
         lengths = [part.square().sum(dim=1) for part in (sums[:, 1:4], sums[:, 4:9])]
         return atoms + self.update(torch.cat([own, sums[:, 0], *lengths], dim=1)), sums
-
-
-class Radial(nn.Module):
-    """Bessel functions of the distance under a smooth envelope (DimeNet, Gasteiger et al. 2020, eqs. 7 and 8)."""
-
-    frequencies: Tensor
-
-    def __init__(self, n_radial: int, cutoff_ang: float):
-        super().__init__()
-        self.cutoff_ang = cutoff_ang
-        frequencies = math.pi / cutoff_ang * torch.arange(1, n_radial + 1)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, length: Tensor) -> Tensor:
-        """(E,) Å -> (E, n_radial), all 0 at the cutoff"""
-        x = length / self.cutoff_ang
-        envelope = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
-        waves = torch.sin(length[:, None] * self.frequencies) / length.clamp(min=1e-3)[:, None]
-        return (2 / self.cutoff_ang) ** 0.5 * waves * envelope[:, None]
 
 
 def sinusoids(values: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from crystallm.crystal import Crystal
-from crystallm.refine.batch import CrystalBatch, Neighbours, make_batch
+from crystallm.periodic.neighbours import Neighbours
+from crystallm.refine.batch import CrystalBatch, make_batch
 from crystallm.refine.compositions import Lattices, Species, start_crystals
 from crystallm.refine.denoiser import Denoiser, Noise
 from crystallm.refine.orbits import Orbits
@@ -98,7 +99,9 @@ class CrystalDiffusionModel(nn.Module):
         cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
         noise = draw_noise(batch, generator)
         noisy = add_noise(batch, noise, sigma, cell_is_free)
-        found = self.predict(noisy, sigma, cell_is_free, Neighbours(noisy, self.config.cutoff_ang))
+        found = self.predict(
+            noisy, sigma, cell_is_free, Neighbours(noisy.lattice, noisy.n_atoms, self.config.cutoff_ang)
+        )
         atom_errors = (found.cart - noise.cart).square().sum(dim=1)  # (N,)
         errors = batch.mean(atom_errors[:, None])[:, 0]
         free = batch.mean(batch.n_free.to(errors.dtype)[:, None])[:, 0]  # directions of an atom
@@ -140,7 +143,7 @@ class CrystalDiffusionModel(nn.Module):
             raise ValueError(f"corrector_steps must be at least 1, got {corrector_steps}")
         self.eval()
         cell_is_free = torch.full((batch.n_crystals,), free_cell, device=batch.lattice.device)
-        near = Neighbours(batch, self.config.cutoff_ang)
+        near = Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
         if keep:
             keep(batch, sigmas_ang[0])
         for sigma, after in zip(sigmas_ang, [*sigmas_ang[1:], 0.0], strict=True):
@@ -151,7 +154,7 @@ class CrystalDiffusionModel(nn.Module):
                 batch = _shifted(batch, noise, (after**2 - sigma**2) / sigma, free_cell)
                 fresh = after * math.sqrt(max(sigma**2 - after**2, 0)) / sigma
                 batch = _shifted(batch, draw_noise(batch, generator), fresh, free_cell)
-            near = Neighbours(batch, self.config.cutoff_ang) if free_cell else near
+            near = Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang) if free_cell else near
             for _ in range(corrector_steps if sampler == "predictor_corrector" and after > 0 else 0):
                 noise = self._noise(batch, after, cell_is_free, near)
                 fresh_noise = draw_noise(batch, generator)

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from crystallm.crystal import Crystal
 from crystallm.geometry import neighbour_pairs
 from crystallm.model.gpt import GPT
-from crystallm.refine.batch import Edges, make_batch
+from crystallm.periodic.neighbours import Edges
+from crystallm.refine.batch import make_batch
 from crystallm.refine.diffusion import STRAIN_PER_ANG, CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig
 from crystallm.refine.units import UnitCrystal

@@ -8,8 +8,10 @@ import torch
 
 from crystallm.crystal import Crystal
 from crystallm.geometry import neighbour_pairs
-from crystallm.refine.batch import Neighbours, make_batch
-from crystallm.refine.denoiser import Noise, spherical_harmonics, symmetric_tensor
+from crystallm.periodic.basis import spherical_harmonics
+from crystallm.periodic.neighbours import Neighbours
+from crystallm.refine.batch import make_batch
+from crystallm.refine.denoiser import Noise, symmetric_tensor
 from crystallm.refine.diffusion import CrystalDiffusionModel
 
 TRICLINIC = Crystal.from_parameters(
@@ -28,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> CrystalDiffusionModel:
 @torch.no_grad()
 def answer(model: CrystalDiffusionModel, crystal: Crystal, sigma: float = 0.3) -> Noise:
     batch = make_batch([crystal])
-    near = Neighbours(batch, model.config.cutoff_ang)
+    near = Neighbours(batch.lattice, batch.n_atoms, model.config.cutoff_ang)
     return model.predict(batch, torch.tensor([sigma]), torch.tensor([True]), near)
 
 
@@ -60,7 +62,7 @@ def test_origin_order_and_lattice_translations_change_nothing(model: CrystalDiff
     assert close(answer(model, reordered).cart, plain.cart[order])
     batch = make_batch([TRICLINIC])
     beyond = batch.frac_coords + torch.tensor([[1.0, -2, 0], [0, 0, 3], [0, 0, 0], [-1, 1, 1]])
-    near = Neighbours(batch, 5.0)
+    near = Neighbours(batch.lattice, batch.n_atoms, 5.0)
     with torch.no_grad():
         noise = model.denoiser(batch, near.edges(beyond), torch.tensor([0.3]), torch.tensor([True]))
     assert close(noise.cart, plain.cart)
@@ -81,7 +83,7 @@ def test_another_cell_or_a_supercell_of_the_same_crystal(model: CrystalDiffusion
 def test_a_crystal_is_answered_alone_as_in_a_batch(model: CrystalDiffusionModel):
     one = Crystal.from_parameters((3.6, 3.6, 3.6, 90, 90, 90), [[0, 0, 0]], ["Cu"])
     batch = make_batch([one, TRICLINIC, one])
-    near = Neighbours(batch, 5.0)
+    near = Neighbours(batch.lattice, batch.n_atoms, 5.0)
     with torch.no_grad():
         noise = model.predict(batch, torch.tensor([1.0, 0.3, 0.1]), torch.tensor([True, True, True]), near)
     assert close(noise.cart[1:5], answer(model, TRICLINIC).cart)
@@ -99,7 +101,7 @@ def test_a_crystal_is_answered_alone_as_in_a_batch(model: CrystalDiffusionModel)
 )
 def test_neighbours_are_those_of_geometry(crystal: Crystal):
     batch = make_batch([TRICLINIC, crystal])
-    edges = Neighbours(batch, 5.0).edges(batch.frac_coords)
+    edges = Neighbours(batch.lattice, batch.n_atoms, 5.0).edges(batch.frac_coords)
     mine = edges.target >= TRICLINIC.n_atoms
     i, j, _, distances = neighbour_pairs(crystal.lattice, crystal.frac_coords, 5.0)
     found = np.stack([edges.target[mine].numpy() - 4, edges.source[mine].numpy() - 4, edges.length[mine].numpy()], 1)
