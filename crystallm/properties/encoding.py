@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     width: int  # of its tokens
 
     def collate(self, items: Sequence[Any]) -> Part:
-        """Items of this modality (Crystal, or text) -> what `forward` takes. ValueError names an item it cannot read."""
+        """Items of this modality (Crystal, or text) -> what `forward` takes. ValueError: an item cannot be read."""
         raise NotImplementedError
 
     def forward(self, part: Any) -> Encoding:
