@@ -66,6 +66,7 @@ setup(
     extras_require={
         "charge": ["smact>=3.0"],  # charge balance in the checks
         "tables": ["pyxtal>=1.0"],  # bin/make_space_group_tables.py
+        "describe": ["robocrys>=0.2.13"],  # Robocrystallographer's descriptions
         "hf": HF,
         "notebook": NOTEBOOK,
         "test": [*TEST, *NOTEBOOK, *HF, "llguidance>=1.0", "smact>=3.0"],

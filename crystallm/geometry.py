@@ -7,6 +7,7 @@ or checks.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -137,10 +138,13 @@ def shortest_distance(lattice: ArrayLike, frac_coords: ArrayLike) -> float:
     return float(shortest_distances(lattice, frac_coords).min())
 
 
-def neighbour_pairs(lattice: ArrayLike, frac_coords: ArrayLike, cutoff_ang: float) -> tuple[Ints, Ints, Ints, Floats]:
+def neighbour_pairs(
+    lattice: ArrayLike, frac_coords: ArrayLike, cutoff_ang: float, centres: Iterable[int] | None = None
+) -> tuple[Ints, Ints, Ints, Floats]:
     """Every ordered pair of sites within the cutoff: i, j, image (n_pairs, 3) of j, distance; own images included.
 
-    The vector of a pair is (frac_coords[j] + image - frac_coords[i]) @ lattice.
+    The vector of a pair is (frac_coords[j] + image - frac_coords[i]) @ lattice. `centres`: only pairs with i among
+    these.
     """
     reduced, matrix = reduce_lattice(lattice)
     to_reduced = np.linalg.inv(matrix.astype(np.float64))
@@ -153,8 +157,8 @@ def neighbour_pairs(lattice: ArrayLike, frac_coords: ArrayLike, cutoff_ang: floa
     axes = [np.arange(-n, n + 1) for n in reach]
     images = np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T  # (n_images, 3)
     found: list[tuple[Ints, Ints, Ints, Floats]] = []
-    for i, site in enumerate(frac):
-        delta = (frac[None, :, :] - site + images[:, None, :]) @ reduced  # (n_images, n_atoms, 3) Å
+    for i in range(len(frac)) if centres is None else centres:
+        delta = (frac[None, :, :] - frac[i] + images[:, None, :]) @ reduced  # (n_images, n_atoms, 3) Å
         squares = np.einsum("ijk,ijk->ij", delta, delta)
         near = squares <= cutoff_ang**2
         near[len(images) // 2, i] = False  # the site itself, in its own cell

@@ -32,6 +32,7 @@ class SymmetricSites:
     letters: np.ndarray  # (n_sites,) int64: index of the Wyckoff position
     points: np.ndarray  # (n_sites, 3) float64, on the first representative of the position
     moved_ang: float  # largest displacement by the symmetrisation, Å
+    site_of_atom: np.ndarray  # (n_atoms,) int64: which of the sites each atom of the crystal belongs to
 
 
 def find_space_group(crystal: Crystal, symprec: float = SYMPREC_ANG) -> SpaceGroup:
@@ -113,7 +114,8 @@ def find_symmetric_sites(crystal: Crystal, symprec: float = SYMPREC_ANG) -> Symm
     points = crystal.frac_coords @ found.linear.T + found.shift  # (n_atoms, 3)
     cells = abs(np.linalg.det(found.linear))  # volume of the given cell in conventional cells
     atomic_numbers, letters, representatives, moved = [], [], [], 0.0
-    for first in np.unique(found.orbits):
+    orbits, site_of_atom = np.unique(found.orbits, return_inverse=True)
+    for first in orbits:
         members = np.flatnonzero(found.orbits == first)
         multiplicity = round(len(members) / cells)
         if multiplicity == 0 or len(w) % multiplicity:
@@ -136,7 +138,13 @@ def find_symmetric_sites(crystal: Crystal, symprec: float = SYMPREC_ANG) -> Symm
         letters.append(letter)
         representatives.append(point)
     return SymmetricSites(
-        group, metric, np.array(atomic_numbers), np.array(letters), np.array(representatives).reshape(-1, 3), moved
+        group,
+        metric,
+        np.array(atomic_numbers),
+        np.array(letters),
+        np.array(representatives).reshape(-1, 3),
+        moved,
+        site_of_atom,
     )
 
 

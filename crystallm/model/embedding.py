@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crystallm.elements import element_table
 from crystallm.model.tokens import TokenSpec
-from crystallm.resources import resource_path
 
 N_FEATURES = 64
 
@@ -46,10 +46,10 @@ def number_features(name: str, values: np.ndarray) -> np.ndarray:
 
 def element_features() -> np.ndarray:
     """(118, n) float32 by atomic number: each property with mean 0 and variance 1 (0: unknown), place in the table."""
-    with np.load(resource_path("resources/elements.npz")) as table:
-        properties = [name for name in table if name not in ("period", "group", "block")]
-        values = np.stack([table[name].astype(np.float64) for name in properties], axis=1)
-        places = [np.equal.outer(table[name], np.unique(table[name])) for name in ("period", "group", "block")]
+    table = element_table()
+    properties = [name for name in table if name not in ("period", "group", "block")]
+    values = np.stack([table[name].astype(np.float64) for name in properties], axis=1)
+    places = [np.equal.outer(table[name], np.unique(table[name])) for name in ("period", "group", "block")]
     scaled = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
     return np.concatenate([np.nan_to_num(scaled), *places], axis=1).astype(np.float32)
 
