@@ -3,8 +3,8 @@
 An atom i weighs its neighbours' images by exp(q_i · k_j + f(r)) times an envelope that ends smoothly at the cutoff, and
 a constant for nobody, so that an atom alone is no special case and a second shell dilutes the first. What it gathers
 with these weights is values of the neighbours, radial functions of their distances, and, head by head, spherical
-harmonics of their directions, whose squared sums no rotation changes. So species, distances and angles are seen; origin,
-order, orientation and the choice of the cell are not: a supercell's atoms get the same vectors.
+harmonics of their directions, whose squared sums no rotation changes. So species, distances and angles are seen;
+origin, order, orientation and the choice of the cell are not: a supercell's atoms get the same vectors.
 
 Attention to all images as in Crystalformer (Taniai et al., ICLR 2024), with a cutoff in place of its Gaussian sums.
 """
@@ -61,6 +61,7 @@ class StructureEncoder(Encoder):
     """Crystals -> one token for each atom."""
 
     modality = "structure"
+    reads = "crystal"
 
     def __init__(self, config: StructureConfig | None = None):
         super().__init__()
