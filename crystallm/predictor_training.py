@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,8 @@ from crystallm.version import __version__
 class PropertyDataConfig:
     path: tuple[str, ...] = ("data/properties.parquet",)  # tables with a CIF column, folders of CIFs
     targets: dict[str, str] = field(default_factory=dict)  # column → property with its unit
-    split: str = "random"  # random, formula (no formula in two splits), a file of lines id,split, or column:NAME
+    split: str = "random"  # random, formula (no formula in two splits), column (split_column), or a file of id,split
+    split_column: str | None = None  # of the tables; values train, val, test
     split_seed: int = 0
     val_share: float = 0.1
     test_share: float = 0.1
@@ -58,6 +58,8 @@ class PropertyDataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.val_share + self.test_share < 1:
             raise ValueError(f"val_share + test_share must be in [0, 1), got {self.val_share + self.test_share}")
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("split=column wants split_column, the name of the column")
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,10 @@ def train_predictor(config: PredictorRunConfig) -> str:
 
 def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet, list[Rejected]]:
     """All rows that have a label, from the cache where it holds them, and those that cannot be used."""
-    column = data.split.removeprefix("column:") if data.split.startswith("column:") else None
     key = {
         "path": [[path, Path(path).stat().st_size] if Path(path).exists() else path for path in data.path],
         "targets": dict(data.targets),
-        "column": column,
+        "split_column": data.split_column,
         "texts": to_dict(texts),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -134,7 +135,7 @@ def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet,
     names = tuple(dict.fromkeys(data.targets.values()))
 
     def labelled() -> list[CIFRecord]:
-        records = read_sources(data.path, split_column=column, properties=data.targets)
+        records = read_sources(data.path, split_column=data.split_column, properties=data.targets)
         return [record for record in records if record.rejected_by or any(name in record.scores for name in names)]
 
     workers = available_cores() if data.workers is None else data.workers
@@ -149,7 +150,7 @@ def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet,
 
 def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:
     """(n,) "train", "val" or "test"; "" for what takes no part"""
-    if data.split.startswith("column:"):
+    if data.split == "column":
         splits = [split if split in SPLITS else "" for split in samples.splits]
     elif data.split in ("random", "formula"):
         keys = samples.ids if data.split == "random" else samples.formulas
@@ -276,16 +277,10 @@ def _say(
     for _, name, reason in rejected[:5]:
         print(f"  {name}: {reason}")
     for name, loader in loaders.items():
-        print(
-            f"{name}: {len(loader.indices):,} used in {loader.n_batches} batches, {loader.too_large:,} with too many atoms"
-        )
+        used = f"{len(loader.indices):,} used in {loader.n_batches} batches"
+        print(f"{name}: {used}, {loader.too_large:,} with too many atoms")
 
 
 def _counted(places: Mapping[str, np.ndarray]) -> str:
     counts: Counter[str] = Counter({name: len(own) for name, own in places.items()})
     return ", ".join(f"{name} {number:,}" for name, number in counts.items())
-
-
-def run_data(info: Mapping[str, Any]) -> Any:
-    """The `data` section of the run that made a checkpoint"""
-    return info["run"]["data"]

@@ -42,7 +42,7 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     n_predicted, cpu_s = 0, 0.0
     chunk = 0
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
-        records, about = folder.read_samples(chunk)
+        records, _ = folder.read_samples(chunk)
         judged = folder.read_judged(chunk)
         by_id: dict[str, list[CIFRecord]] = {}
         for record in records:
@@ -85,5 +85,7 @@ def ranking_table(results: dict[str, Any]) -> str:
     ]
     for way, one in results["answers"].items():
         low, high = one["match_rate_interval"]
-        lines.append(f"| {way} | {100 * one['match_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {one['rmse']:.4f} |")
+        lines.append(
+            f"| {way} | {100 * one['match_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {one['rmse']:.4f} |"
+        )
     return "\n".join(lines)

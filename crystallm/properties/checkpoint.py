@@ -18,7 +18,7 @@ from crystallm.hub import resolve_checkpoint
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
 from crystallm.properties.structure import StructureConfig, StructureEncoder
-from crystallm.properties.text import WordEncoder
+from crystallm.properties.text import WordEncoder, vocabulary_hash
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TextConfig:
     width: int = 128  # of `words`, or what the frozen encoder's vectors are projected to
     n_layer: int = 2  # of `words`
     n_head: int = 4
-    max_tokens: int = 192
+    max_tokens: int = 512
     cache: str = "data/encodings.sqlite3"  # what a frozen encoder said of each text
 
     @property
@@ -37,7 +37,7 @@ class TextConfig:
 
 
 def make_text_encoder(config: TextConfig) -> Encoder:
-    return WordEncoder(config.width, config.n_layer, config.n_head)
+    return WordEncoder(config.width, config.n_layer, config.n_head, max_tokens=config.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def build_predictor(config: PredictorConfig, targets: Iterable[Target]) -> Prope
 
 def predictor_info(config: PredictorConfig, targets: Iterable[Target]) -> dict[str, Any]:
     """What a checkpoint's config.json says of the model"""
-    return {"predictor": to_dict(config), "targets": [to_dict(target) for target in targets]}
+    info = {"predictor": to_dict(config), "targets": [to_dict(target) for target in targets]}
+    return info if config.text is None else info | {"words": vocabulary_hash()}
 
 
 @torch.no_grad()
@@ -81,6 +82,8 @@ def load_predictor(
             f"{folder}: not a property predictor; wanted a checkpoint of bin/train.py config/predictor_*.yaml"
         )
     config = from_dict(PredictorConfig, info["predictor"], where=f"{config_file}: ")
+    if config.text is not None and config.text.encoder == "words" and info.get("words") != vocabulary_hash():
+        raise ValueError(f"{folder}: trained with another vocabulary of words; this version of crystallm reads others")
     targets = [from_dict(Target, target, where=f"{config_file}: targets: ") for target in info["targets"]]
     model = build_predictor(config, targets)
     file = next(f for f in (folder / "ema.safetensors", folder / "model.safetensors") if f.is_file())

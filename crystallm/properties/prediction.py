@@ -137,7 +137,7 @@ class Predictor:
     @property
     def most_atoms(self) -> int:
         """In a cell that it looks at"""
-        encoder = self.model.encoders["structure"] if "structure" in self.model.encoders else None
+        encoder = dict(self.model.encoders.items()).get("structure")
         return encoder.config.max_atoms if isinstance(encoder, StructureEncoder) else 10**9
 
 

@@ -147,7 +147,7 @@ def _read(record: CIFRecord, texts: Texts) -> _Row | str:
             return f"label {name} is {value}, wanted a finite number, or none where it is unknown"
     crystal = record.crystal or parse_cif(record.cif or record.text)[0]
     description = describe(crystal).to_json() if texts.description else ""
-    return _Row(crystal, description, canonicalize(crystal).text if texts.canonical else "")
+    return _Row(crystal, description, canonicalize(crystal).to_text() if texts.canonical else "")
 
 
 # ---------------------------------------------------------------- on disk
