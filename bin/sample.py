@@ -3,6 +3,7 @@
 PROMPT is a formula (NaCl, "Na Cl", Fe2O3; Na4Cl4 asks for four formula units in the conventional cell), a chemical
 system (Li-Fe-O), the beginning of a canonical CIF, a file with one of these a line, or nothing at all.
 
+With --rank formation_energy (or band_gap, ...) the crystals come in the order of the predicted property.
 With --search the structures drawn are clustered and an answer is selected among them:
   python bin/sample.py --prompt "Ca Ti O3" --search self_consistency --num 20
   python bin/sample.py --prompt "Ca Ti O3" --search mcts --num 200 --scorer min:volume_per_atom
@@ -14,11 +15,12 @@ import argparse
 from dataclasses import fields
 
 from crystallm.sample.generate import GenerateConfig
+from crystallm.sample.ranking import Ranking
 from crystallm.sample.report import run
 from crystallm.sample.search import SEARCHES, SearchConfig
 
 
-def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None]:
+def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None, Ranking | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", help="what to make; left out: anything")
     parser.add_argument("--space-group", help="symbol in any spelling, or number")
@@ -37,6 +39,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae", "none"), default="default", help="checks")
     parser.add_argument("--refine", action="store_true", help="let the diffusion model go over the crystals")
     parser.add_argument("--refiner", help="its checkpoint; left out: the bundled one")
+    parser.add_argument("--rank", help="a property: formation_energy, band_gap, ...; max:NAME from the highest")
+    parser.add_argument("--predictor", help="checkpoint that predicts it; left out: the bundled one")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--out", help="folder, .tar or .parquet")
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
@@ -55,22 +59,31 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     group.add_argument("--policy", choices=("puct", "uct", "greedy"), help="tree (puct)")
     group.add_argument("--exploration", type=float, help="tree: c of its policy (puct 5, uct 1.41)")
     group.add_argument("--leaves", type=int, help="tree: rollouts at once (16)")
-    group.add_argument("--scorer", help="tree: likelihood, density, volume_per_atom or module:function; min:... too")
+    group.add_argument(
+        "--scorer",
+        help="tree: likelihood, density, volume_per_atom, a predicted property, module:function; min:... too",
+    )
     arguments = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     asked = {field.name: arguments.pop(field.name) for field in fields(SearchConfig) if field.name in arguments}
+    rank, predictor = arguments.pop("rank", None), arguments.pop("predictor", None)
     try:
         if asked and "name" not in asked:
             raise ValueError(f"--{next(iter(asked)).replace('_', '-')} goes with --search")
         if asked and arguments.get("refine"):
             raise ValueError("--refine goes without --search; refine what a search wrote with bin/refine.py")
-        return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None
-    except ValueError as err:
+        if rank and asked:
+            raise ValueError("--rank goes without --search; a search is led by --scorer, or by --select")
+        if predictor and not rank:
+            raise ValueError("--predictor goes with --rank")
+        ranking = Ranking.find(rank, predictor) if rank else None
+        return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
+    except (ValueError, FileNotFoundError) as err:
         parser.error(str(err))
 
 
 if __name__ == "__main__":
-    parser, config, settings = parse_arguments()
+    parser, config, settings, ranking = parse_arguments()
     try:
-        run(config, settings)
+        run(config, settings, ranking)
     except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))

@@ -18,6 +18,7 @@ from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.ranking import Ranking
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
 
@@ -47,10 +48,21 @@ COLUMNS = (
 )
 
 
-def table(records: Sequence[CIFRecord], find_known: Callable[[str], str | None] | None = None) -> str:
-    """One line for each valid record; `find_known` gives the id of a known crystal that a canonical text describes."""
+def table(
+    records: Sequence[CIFRecord],
+    find_known: Callable[[str], str | None] | None = None,
+    ranking: Ranking | None = None,
+) -> str:
+    """One line for each valid record; `find_known` gives the id of a known crystal that a canonical text describes.
+
+    With `ranking` a column of its values stands after the formula.
+    """
     rows: list[tuple[str, ...]] = list(zip(*COLUMNS, strict=True))
-    rows += [_row(record, find_known) for record in records if record.rejected_by is None]
+    valid = [record for record in records if record.rejected_by is None]
+    rows += [_row(record, find_known) for record in valid]
+    if ranking is not None:
+        cells = [*ranking.label, *map(ranking.cell, valid)]
+        rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -137,10 +149,11 @@ class Tally:
         return "\n".join(lines)
 
 
-def run(config: GenerateConfig, settings: SearchConfig | None = None) -> Tally:
+def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: Ranking | None = None) -> Tally:
     """Generate or, with `settings`, search; print, write: what bin/sample.py does.
 
-    Samples are written as they are drawn, and only the valid ones that the table shows are kept until the end.
+    Samples are written as they are drawn, and only the valid ones that the table shows are kept until the end; with
+    `ranking` all are kept until they are in order.
     """
     generator = Generator.load(config.model, config.device)
     if config.seed is None:
@@ -149,15 +162,16 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None) -> Tally:
     results = search(config.prompt, settings, config) if settings else []
     found = (record for result in results for record in result.records)
     tally, shown = Tally(), list[CIFRecord]()
-    passing: Iterable[CIFRecord] = _counted(
-        found if settings else generator.stream(config), config.keep_rejected, tally, shown
-    )
+    drawn: Iterable[CIFRecord] = found if settings else generator.stream(config)
+    if ranking is not None:
+        drawn = ranking.order(list(drawn))
+    passing: Iterable[CIFRecord] = _counted(drawn, config.keep_rejected, tally, shown)
     passing = tqdm(passing, unit=" crystals", leave=False, delay=5, disable=None)  # on a terminal, where it takes long
     n_passed = sum(1 for _ in passing) if config.out is None else write_records(config.out, passing)
     for result in results:
         print(search_summary(result, find_known))
     if shown and not settings:
-        print(table(shown, find_known))
+        print(table(shown, find_known, ranking))
         if more := tally.counts.n_valid - len(shown):
             print(f"… and {more:,} more{', not written: no --out' if config.out is None else f' in {config.out}'}")
     print(tally.summary())

@@ -1,6 +1,7 @@
 """What a search is led by: any function of records that gives a number for each.
 
 find_scorer("min:density")            # built in
+find_scorer("formation_energy")       # a property of the predictor
 find_scorer("min:energies:per_atom")  # per_atom(records) -> list of floats, in a module energies that can be imported
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
+from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 
 Function = Callable[[list[CIFRecord]], Sequence[float]]
@@ -80,10 +82,11 @@ SCORERS = {
 }
 
 
-def find_scorer(spec: str) -> Scorer:
+def find_scorer(spec: str, predictor: str | None = None) -> Scorer:
     """By name, or `module:function`; "min:" or "max:" before it says whether the lowest or the highest is best.
 
-    A function of one's own is maximised unless it says otherwise. Raises ValueError for what is not there.
+    Any other name is a property of the predictor, a checkpoint, or the bundled one; the lowest energy is best. A
+    function of one's own is maximised unless it says otherwise. Raises ValueError for what is not there.
     """
     sense, _, rest = spec.partition(":")
     name = rest if sense in ("min", "max") else spec
@@ -92,8 +95,25 @@ def find_scorer(spec: str) -> Scorer:
     elif ":" in name:
         scorer = Scorer(name.partition(":")[2], _imported(name))
     else:
-        raise ValueError(f"no scorer {name!r}; there are {', '.join(SCORERS)}, and module:function")
+        scorer = property_scorer(name, predictor)
     return scorer if sense not in ("min", "max") else replace(scorer, higher_is_better=sense == "max")
+
+
+def property_scorer(name: str, predictor: str | None = None) -> Scorer:
+    """Predicted values of a property. ValueError for one that the predictor does not know."""
+    model = Predictor.load(predictor)
+    known = {target.name for target in model.model.targets}
+    try:
+        target = model.target(name).name
+    except ValueError:
+        others = ", ".join([*SCORERS, *sorted(known)])
+        raise ValueError(f"no scorer {name!r}; there are {others}, and module:function") from None
+
+    def values(records: list[CIFRecord]) -> list[float]:
+        scored = model.score(records)
+        return [record.scores.get(score_name(target), math.nan) for record in scored]
+
+    return Scorer(score_name(target), values, higher_is_better="energy" not in target)
 
 
 def _imported(spec: str) -> Function:
