@@ -212,6 +212,7 @@ class WordEncoder(Encoder):
     """Reads texts, as `str` or as `Description`, of at most `max_tokens` tokens."""
 
     modality = "text"
+    reads = "description"
     periods: Tensor
     vocabulary_check: Tensor
 
