@@ -21,6 +21,7 @@ from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.predictor_training import PredictorRunConfig, train_predictor
 from crystallm.refine.batch import PackedCrystals
 from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
@@ -38,9 +39,12 @@ CHECKS_NEED = ("pymatgen", "spglib", "moyopy")  # which training itself does not
 
 
 def train(argv: Sequence[str] | None = None) -> str:
-    """The run that the arguments describe: with `refiner` among its keys the diffusion model's, else the decoder's."""
+    """The run that the arguments describe: with `refiner` among its keys the diffusion model's, with `predictor` the
+    property predictor's, else the decoder's."""
     if names_key(argv, "refiner"):
         return train_refiner(load_config(RefinerRunConfig, argv))
+    if names_key(argv, "predictor"):
+        return train_predictor(load_config(PredictorRunConfig, argv))
     return train_decoder(load_config(RunConfig, argv))
 
 

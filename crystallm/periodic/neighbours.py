@@ -32,29 +32,36 @@ class Neighbours:
         self.first = torch.repeat_interleave(torch.arange(len(count), device=device), count)
         within = torch.arange(len(self.first), device=device) - (count.cumsum(0) - count)[self.first]
         self.second = starts[self.crystal][self.first] + within
-        pair_crystal = self.crystal[self.first]
-        # Images that can be near: differences of fractions are rounded into [-1/2, 1/2]
+        self.n_pairs = (n * n).tolist()
+        # Images that can be near: differences of fractions are rounded into [-1/2, 1/2], so a pair's nearest vector
+        # is at most half the sum of the cell's edges long
         heights = 1 / torch.linalg.inv(lattice).norm(dim=1)  # (B, 3) Å between opposite faces
         reach = (cutoff_ang / heights + 0.5).floor().long().tolist()
-        shifts, counts = [], []
-        for a, b, c in reach:
+        farthest = (cutoff_ang + lattice.norm(dim=2).sum(dim=1) / 2).tolist()
+        self.shifts: list[Tensor] = []  # of each crystal (n_images, 3) Å, the zero shift first
+        for (a, b, c), cell, limit in zip(reach, lattice, farthest, strict=True):
             axes = [torch.arange(-r, r + 1, device=device) for r in (a, b, c)]
-            shifts.append(torch.cartesian_prod(*axes))
-            counts.append(len(shifts[-1]))
-        images, n_images = torch.cat(shifts).to(lattice.dtype), torch.tensor(counts, device=device)
-        of_pair = n_images[pair_crystal]
-        self.pair = torch.repeat_interleave(torch.arange(len(of_pair), device=device), of_pair)  # (candidates,)
-        place = torch.arange(len(self.pair), device=device) - (of_pair.cumsum(0) - of_pair)[self.pair]
-        image = images[(n_images.cumsum(0) - n_images)[pair_crystal][self.pair] + place]
-        self.is_self = (self.first[self.pair] == self.second[self.pair]) & (image == 0).all(dim=1)
-        self.shift = torch.bmm(image[:, None, :], lattice[pair_crystal[self.pair]])[:, 0]  # (candidates, 3) Å
+            shifts = torch.cartesian_prod(*axes).to(lattice.dtype) @ cell
+            length = shifts.norm(dim=1)
+            self.shifts.append(shifts[length.argsort(stable=True)][: int((length < limit).sum())])
 
     def edges(self, frac_coords: Tensor) -> Edges:
         delta = frac_coords[self.second] - frac_coords[self.first]
         delta = delta - delta.round()
         nearest = torch.bmm(delta[:, None, :], self.lattice[self.crystal[self.first]])[:, 0]  # (pairs, 3) Å
-        vector = nearest[self.pair] + self.shift
-        square = (vector * vector).sum(dim=1)
-        near = torch.nonzero((square < self.cutoff_ang**2) & ~self.is_self)[:, 0]
-        pair = self.pair[near]
-        return Edges(self.second[pair], self.first[pair], vector[near], square[near].sqrt())
+        is_self = self.first == self.second
+        pairs, shifts, start = [], [], 0
+        for own, images in zip(nearest.split(self.n_pairs), self.shifts, strict=True):
+            # |d + s|² - |s|² as one product; a little beyond the cutoff, so that rounding loses no pair
+            square = torch.addmm(images.square().sum(dim=1), own, images.T, alpha=2) + own.square().sum(1, keepdim=True)
+            square[:, 0].masked_fill_(is_self[start : start + len(own)], torch.inf)
+            pair, image = torch.nonzero(square < self.cutoff_ang**2 + 0.01, as_tuple=True)
+            pairs.append(pair + start)
+            shifts.append(images[image])
+            start += len(own)
+        pair = torch.cat(pairs)
+        vector = nearest[pair] + torch.cat(shifts)
+        length = vector.norm(dim=1)
+        near = torch.nonzero(length < self.cutoff_ang)[:, 0]
+        pair = pair[near]
+        return Edges(self.second[pair], self.first[pair], vector[near], length[near])

@@ -6,7 +6,7 @@ A new modality is one class with `modality`, `width`, `collate` and `forward`; f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,14 @@ class Part(Protocol):
 
 
 class Encoder(nn.Module):
-    modality: str  # "structure" or "text": which field of a Sample it reads
+    modality: str  # "structure" or "text"
+    reads: Literal[
+        "crystal", "description", "canonical"
+    ]  # what of a sample its items are: Crystal, or one of two texts
     width: int  # of its tokens
 
     def collate(self, items: Sequence[Any]) -> Part:
-        """Items of this modality (Crystal, or text) -> what `forward` takes. ValueError names an item it cannot read."""
+        """Items of this modality (Crystal, or text) -> what `forward` takes. ValueError: an item cannot be read."""
         raise NotImplementedError
 
     def forward(self, part: Any) -> Encoding:

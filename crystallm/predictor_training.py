@@ -1,0 +1,286 @@
+"""Training runs of the property predictor: from tables with labels to a calibrated checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crystallm.config import to_dict, to_yaml
+from crystallm.data.readers import read_sources
+from crystallm.parallel import available_cores
+from crystallm.properties.calibration import calibrated_targets
+from crystallm.properties.checkpoint import PredictorConfig, build_predictor, load_predictor, predictor_info
+from crystallm.properties.encoding import Encoder
+from crystallm.properties.loader import LoaderConfig, PropertyLoader
+from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
+from crystallm.properties.samples import (
+    SPLITS,
+    Rejected,
+    SampleSet,
+    Texts,
+    make_samples,
+    read_samples,
+    read_split_file,
+    split_at_random,
+    write_samples,
+    write_split_file,
+)
+from crystallm.records import CIFRecord
+from crystallm.train.distribution import start_processes
+from crystallm.train.trainer import TrainConfig, Trainer
+from crystallm.version import __version__
+
+
+@dataclass(frozen=True)
+class PropertyDataConfig:
+    path: tuple[str, ...] = ("data/properties.parquet",)  # tables with a CIF column, folders of CIFs
+    targets: dict[str, str] = field(default_factory=dict)  # column → property with its unit
+    split: str = "random"  # random, formula (no formula in two splits), column (split_column), or a file of id,split
+    split_column: str | None = None  # of the tables; values train, val, test
+    split_seed: int = 0
+    val_share: float = 0.1
+    test_share: float = 0.1
+    exclude: tuple[str, ...] = ()  # tables: no formula of their rows that are not `train` is trained on
+    max_train: int | None = None  # train on a random choice of so many
+    max_val: int | None = 2000
+    cache: str = "data/properties_cache"  # folder that keeps what was read
+    workers: int | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_share + self.test_share < 1:
+            raise ValueError(f"val_share + test_share must be in [0, 1), got {self.val_share + self.test_share}")
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("split=column wants split_column, the name of the column")
+
+
+@dataclass(frozen=True)
+class PredictorRunConfig:
+    out: str = "runs/predictor"
+    init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    data: PropertyDataConfig = field(default_factory=PropertyDataConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def train_predictor(config: PredictorRunConfig) -> str:
+    """Train a predictor, calibrate its errors on validation rows; why training ended.
+
+    Raises ValueError for data that do not fit, FileNotFoundError.
+    """
+    processes = start_processes(config.train.device, config.train.threads)
+    torch.manual_seed(config.train.seed)
+    names = tuple(config.data.targets.values())
+    if not names:
+        raise ValueError("data.targets names no column; wanted e.g. data.targets.gap=band_gap_ev")
+    samples, rejected = property_samples(config.data, texts_of(config.predictor))
+    splits = sample_splits(samples, config.data)
+    places = {split: np.flatnonzero(splits == split) for split in SPLITS}
+    chosen = {**places, "train": _some(places["train"], config.data.max_train, config.train.seed)}
+    provenance = {"crystallm": __version__, "torch": torch.__version__}
+    if config.init_from:
+        model, saved, base = load_predictor(config.init_from)
+        config = replace(config, predictor=saved)
+        provenance["init_from"] = base["model_hash"]
+        if [target.name for target in model.targets] != list(names):
+            raise ValueError(f"{config.init_from} predicts {[t.name for t in model.targets]}, data.targets are {names}")
+    else:
+        model = build_predictor(config.predictor, fitted_targets(samples, chosen["train"], names))
+    encoders = {name: _encoder(module) for name, module in model.encoders.items()}
+    share = (config.train.seed, processes.rank, processes.world)
+    train = PropertyLoader(samples, chosen["train"], encoders, names, config.data.loader, *share)
+    val_places = _some(places["val"], config.data.max_val, config.train.seed)
+    val = PropertyLoader(samples, val_places, encoders, names, config.data.loader, *share)
+    info = {
+        **predictor_info(config.predictor, model.targets),
+        "run": to_dict(config),
+        "data": {"rejected": len(rejected), **{split: len(own) for split, own in places.items()}},
+        "provenance": provenance,
+    }
+    if processes.is_first:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        write_split_file(
+            Path(config.out) / "split.csv.gz", {samples.ids[i]: str(splits[i]) for s in SPLITS for i in places[s]}
+        )
+        _say(config, model, samples, rejected, {"train": train, "val": val}, places)
+    callbacks = [balance_callback(next(val.once()))] if len(model.encoders) > 1 else []
+    trainer = Trainer(model, train, val.once, config.train, config.out, processes, info, callbacks)
+    reason = trainer.fit()
+    if processes.is_first and reason != "sigterm":
+        calibrate(Path(config.out), samples, val.indices)
+    processes.close()
+    return reason
+
+
+def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet, list[Rejected]]:
+    """All rows that have a label, from the cache where it holds them, and those that cannot be used."""
+    key = {
+        "path": [[path, Path(path).stat().st_size] if Path(path).exists() else path for path in data.path],
+        "targets": dict(data.targets),
+        "split_column": data.split_column,
+        "texts": to_dict(texts),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    cache, reasons = Path(data.cache) / f"{digest}.parquet", Path(data.cache) / f"{digest}.rejected.json"
+    if cache.is_file() and reasons.is_file():
+        return read_samples(cache), [Rejected(*row) for row in json.loads(reasons.read_text(encoding="utf-8"))]
+    names = tuple(dict.fromkeys(data.targets.values()))
+
+    def labelled() -> list[CIFRecord]:
+        records = read_sources(data.path, split_column=data.split_column, properties=data.targets)
+        return [record for record in records if record.rejected_by or any(name in record.scores for name in names)]
+
+    workers = available_cores() if data.workers is None else data.workers
+    samples, rejected = make_samples(labelled(), names, texts, workers)
+    if not len(samples):
+        reason = f"; the first was rejected: {rejected[0].id}, {rejected[0].reason}" if rejected else ""
+        raise ValueError(f"{', '.join(data.path)}: no row has a label in {', '.join(data.targets)}{reason}")
+    write_samples(samples, cache)
+    reasons.write_text(json.dumps(rejected), encoding="utf-8")
+    return samples, rejected
+
+
+def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:
+    """(n,) "train", "val" or "test"; "" for what takes no part"""
+    if data.split == "column":
+        splits = [split if split in SPLITS else "" for split in samples.splits]
+    elif data.split in ("random", "formula"):
+        keys = samples.ids if data.split == "random" else samples.formulas
+        shares = (1 - data.val_share - data.test_share, data.val_share, data.test_share)
+        splits = split_at_random(keys, shares, data.split_seed)
+    else:
+        by_id = read_split_file(data.split)
+        splits = [by_id.get(name, "") for name in samples.ids]
+    found = np.array(splits, dtype="U5")
+    if data.exclude:
+        kept_out = _held_out_formulas(data.exclude)
+        hit = np.array([formula in kept_out for formula in samples.formulas])
+        found[hit & (found == "train")] = ""
+    return found
+
+
+def _held_out_formulas(paths: Sequence[str]) -> set[str]:
+    """Reduced formulas of all rows of the tables but those of their train split"""
+    import pyarrow.parquet as pq
+
+    found: set[str] = set()
+    for path in paths:
+        table = pq.read_table(path, columns=["reduced_formula", "split"]).to_pydict()
+        rows = zip(table["reduced_formula"], table["split"], strict=True)
+        found |= {formula for formula, split in rows if split != "train"}
+    return found
+
+
+def _some(places: np.ndarray, number: int | None, seed: int) -> np.ndarray:
+    if number is None or number >= len(places):
+        return places
+    return np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(places)[:number])
+
+
+def fitted_targets(samples: SampleSet, places: np.ndarray, names: Sequence[str]) -> list[Target]:
+    """Mean and spread of the training labels. ValueError for a property that no training row has."""
+    labels = samples.labels(names)[places]
+    found = []
+    for name, column in zip(names, labels.T, strict=True):
+        known = column[np.isfinite(column)]
+        if not len(known):
+            raise ValueError(f"none of {len(places)} training rows has a label for {name}")
+        found.append(Target(name, float(known.mean()), float(known.std()) or 1.0))
+    return found
+
+
+def texts_of(config: PredictorConfig) -> Texts:
+    if config.text is None:
+        return Texts()
+    reads = config.text.reads
+    return Texts(description=reads == "description", canonical=reads == "canonical")
+
+
+def calibrate(out: Path, samples: SampleSet, val_places: np.ndarray) -> None:
+    """Fit the factors of predicted errors on validation rows; they are written into the run's checkpoints."""
+    for name in ("best", "last"):
+        if not (out / name / "config.json").is_file():
+            continue
+        model, _, info = load_predictor(out / name)
+        targets = calibrated_targets(model, samples.some(val_places))
+        file = out / name / "config.json"
+        kept = {key: value for key, value in info.items() if key not in ("path", "model_hash")}
+        kept["targets"] = [to_dict(target) for target in targets]
+        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def balance_callback(batch: PropertyBatch) -> Callable[[nn.Module, int], Mapping[str, float]]:
+    """For train.trainer.Trainer: whether the fused branch listens to both modalities, on one batch.
+
+    `gradient_NAME`: norm of the fused loss's gradient at the pooled encoding of a modality, a sample; near 0, it is not
+    heard. `alignment`: linear CKA of the two pooled encodings (Kornblith et al. 2019, eq. 3's special case), 1 where
+    they say the same.
+    """
+
+    def measure(model: nn.Module, step: int) -> Mapping[str, float]:
+        assert isinstance(model, PropertyPredictor)
+        device = next(model.parameters()).device
+        with torch.enable_grad():
+            return modality_balance(model, batch.to(device))
+
+    return measure
+
+
+def modality_balance(model: PropertyPredictor, batch: PropertyBatch) -> dict[str, float]:
+    encodings = model.encode(batch)
+    tokens = {name: encoding.tokens for name, encoding in encodings.items()}
+    fused = model.predict_from(encodings)["fused"].mean
+    means, scales = model.scaling()
+    known = batch.targets.isfinite()
+    errors = (fused - torch.where(known, (batch.targets - means) / scales, fused.detach())).abs()
+    gradients = torch.autograd.grad(errors.sum() / len(fused), list(tokens.values()))
+    found = {}
+    for name, gradient in zip(tokens, gradients, strict=True):
+        found[f"gradient_{name}"] = float(gradient.sum(dim=1).norm(dim=1).mean() * len(fused))
+    first, second = (encoding.mean().detach() for encoding in encodings.values())
+    found["alignment"] = linear_cka(first, second)
+    return found
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """(n, a), (n, b) -> similarity in [0, 1] of two representations of the same n samples"""
+    first, second = (values.double() - values.double().mean(dim=0) for values in (first, second))
+    cross = (first.T @ second).square().sum()
+    own = (first.T @ first).norm() * (second.T @ second).norm()
+    return float(cross / own.clamp(min=1e-12))
+
+
+def _encoder(module: nn.Module) -> Encoder:
+    assert isinstance(module, Encoder)
+    return module
+
+
+def _say(
+    config: PredictorRunConfig,
+    model: PropertyPredictor,
+    samples: SampleSet,
+    rejected: Sequence[Rejected],
+    loaders: Mapping[str, PropertyLoader],
+    places: Mapping[str, np.ndarray],
+) -> None:
+    print(to_yaml(config))
+    print(f"parameters: {sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
+    print(f"{len(samples):,} labelled samples, {len(rejected):,} rejected; {_counted(places)}")
+    for _, name, reason in rejected[:5]:
+        print(f"  {name}: {reason}")
+    for name, loader in loaders.items():
+        used = f"{len(loader.indices):,} used in {loader.n_batches} batches"
+        print(f"{name}: {used}, {loader.too_large:,} with too many atoms")
+
+
+def _counted(places: Mapping[str, np.ndarray]) -> str:
+    counts: Counter[str] = Counter({name: len(own) for name, own in places.items()})
+    return ", ".join(f"{name} {number:,}" for name, number in counts.items())

@@ -1,0 +1,149 @@
+"""Batches of samples for training: of about equal numbers of atoms, in an order fixed by a seed, texts drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from crystallm.properties.augmentation import TextAugmentation, augment
+from crystallm.properties.description import Description
+from crystallm.properties.encoding import Encoder
+from crystallm.properties.predictor import PropertyBatch
+from crystallm.properties.samples import SampleSet
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    batch_atoms: int = 1024  # atoms in a batch, about
+    batch_samples: int = 64  # samples in a batch, at most
+    max_atoms: int = 80  # larger crystals are left out of training
+    pool: int = 4096  # samples that are sorted by their number of atoms: less padding
+    augmentation: TextAugmentation = field(default_factory=TextAugmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_atoms", "batch_samples", "max_atoms", "pool"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class BatchMaker:
+    """Chosen samples -> a batch: what each encoder reads of them, collated."""
+
+    def __init__(self, samples: SampleSet, encoders: Mapping[str, Encoder], labels: np.ndarray | None = None):
+        """`labels` (n, n_targets); None where nothing is to be learnt"""
+        self.samples, self.encoders = samples, encoders
+        self.labels = np.zeros((len(samples), 0)) if labels is None else labels
+
+    def batch(
+        self, chosen: np.ndarray, augmentation: TextAugmentation | None = None, rng: np.random.Generator | None = None
+    ) -> PropertyBatch:
+        """Texts are augmented where both are given."""
+        parts, present = {}, {}
+        for name, encoder in self.encoders.items():
+            items = [self._item(encoder, int(index), augmentation, rng) for index in chosen]
+            there = [item is not None for item in items]
+            present[name] = torch.tensor(there)
+            if any(there):
+                parts[name] = encoder.collate([item for item in items if item is not None])
+        return PropertyBatch(parts, present, torch.from_numpy(self.labels[chosen]).float())
+
+    def _item(
+        self, encoder: Encoder, index: int, augmentation: TextAugmentation | None, rng: np.random.Generator | None
+    ) -> Any:
+        """What an encoder reads of a sample, None where it has none of it"""
+        if encoder.reads == "crystal":
+            return self.samples.crystal(index) if self.samples.n_atoms[index] else None
+        if encoder.reads == "canonical":
+            return self.samples.canonical_texts[index] or None
+        text = self.samples.descriptions[index]
+        if not text:
+            return None
+        description = Description.from_json(text)
+        if augmentation is None or rng is None:
+            return str(description)
+        return str(augment(description, augmentation, rng))
+
+
+class PropertyLoader:
+    """As train.trainer.Batches. `encoders` by modality: those of the model, which know how to collate their items."""
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        indices: np.ndarray,
+        encoders: Mapping[str, Encoder],
+        targets: Sequence[str],
+        config: LoaderConfig,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.samples, self.config = samples, config
+        self.seed, self.rank, self.world = seed, rank, world
+        self.maker = BatchMaker(samples, encoders, samples.labels(targets))
+        known = np.isfinite(self.maker.labels[indices]).any(axis=1)
+        small = samples.n_atoms[indices] <= config.max_atoms
+        self.too_large, self.unlabelled = int((known & ~small).sum()), int((~known).sum())
+        self.indices = np.asarray(indices)[known & small]
+        if not len(self.indices):
+            raise ValueError(
+                f"none of {len(indices)} samples can be used: {self.unlabelled} have no label of "
+                f"{', '.join(targets)}, {self.too_large} more than {config.max_atoms} atoms"
+            )
+        self.state = {"epoch": 0, "batch": 0}
+
+    @property
+    def state(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    @state.setter
+    def state(self, state: dict[str, int]) -> None:
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._plan()
+
+    @property
+    def n_batches(self) -> int:
+        return len(self._order)
+
+    def take(self, n: int) -> Iterator[PropertyBatch]:
+        """This process's n batches of the next n * world; goes on into the next epoch."""
+        for i in range(n * self.world):
+            chosen, rng = self._order[self._batch], np.random.default_rng([self.seed, self._epoch, self._batch, 7])
+            self._batch += 1
+            if self._batch == len(self._order):
+                self.state = {"epoch": self._epoch + 1, "batch": 0}
+            if i % self.world == self.rank:
+                yield self.maker.batch(chosen, self.config.augmentation, rng)
+
+    def once(self) -> Iterator[PropertyBatch]:
+        """Every sample once, its text as it is: this process's share."""
+        for i, chosen in enumerate(self._cut(self.indices)):
+            if i % self.world == self.rank:
+                yield self.maker.batch(chosen)
+
+    def _plan(self) -> None:
+        rng = np.random.default_rng([self.seed, self._epoch])
+        shuffled = rng.permutation(self.indices)
+        pools = range(0, len(shuffled), self.config.pool)
+        batches = [batch for start in pools for batch in self._cut(shuffled[start : start + self.config.pool])]
+        self._order = [batches[i] for i in rng.permutation(len(batches))]
+
+    def _cut(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Batches of samples of like size"""
+        return cut_by_atoms(indices, self.samples.n_atoms, self.config.batch_atoms, self.config.batch_samples)
+
+
+def cut_by_atoms(indices: np.ndarray, n_atoms: np.ndarray, most_atoms: int, most_samples: int) -> list[np.ndarray]:
+    """Groups of like size, smallest first: of at most so many samples and, padding counted, about so many atoms."""
+    ordered = indices[np.argsort(n_atoms[indices], kind="stable")]
+    groups, start = [], 0
+    sizes = n_atoms[ordered].tolist()
+    for place, size in enumerate(sizes):
+        if place > start and ((place - start + 1) * size > most_atoms or place - start == most_samples):
+            groups.append(ordered[start:place])
+            start = place
+    return [*groups, ordered[start:]] if len(ordered) else []

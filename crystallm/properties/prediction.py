@@ -1,0 +1,146 @@
+"""A trained predictor at work: crystals and texts in, values with the error to be expected of each out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crystallm.properties.checkpoint import load_predictor
+from crystallm.properties.loader import BatchMaker, cut_by_atoms
+from crystallm.properties.predictor import Branch, PropertyBatch, PropertyPredictor, Target
+from crystallm.properties.samples import SampleSet, Texts, make_samples
+from crystallm.properties.structure import StructureEncoder
+from crystallm.records import CIFRecord
+from crystallm.resources import resource_path
+
+NON_NEGATIVE = ("band_gap", "density", "volume", "bulk_modulus", "shear_modulus", "debye", "thermal_conductivity")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Of n samples, in the units of the targets' names."""
+
+    targets: tuple[str, ...]
+    values: np.ndarray  # (n, n_targets)
+    errors: np.ndarray  # (n, n_targets): mean absolute error to be expected, calibrated on validation rows
+    branches: list[str]  # (n,) which branch answered: fused, structure or text
+
+    def of(self, target: str) -> tuple[np.ndarray, np.ndarray]:
+        place = self.targets.index(target)
+        return self.values[:, place], self.errors[:, place]
+
+
+class Predictor:
+    """`Predictor.load(path)`, or the bundled one without a path; then `predict(samples)`."""
+
+    def __init__(self, model: PropertyPredictor, info: dict[str, Any] | None = None, device: str = "cpu"):
+        self.model, self.info, self.device = model.to(device).eval(), info or {}, device
+        self.targets: tuple[str, ...] = tuple(target.name for target in model.targets)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, device: str = "cpu") -> Predictor:
+        model, _, info = load_predictor(resource_path("resources/predictor") if path is None else path, device)
+        return cls(model, info, device)
+
+    @property
+    def texts(self) -> Texts:
+        """What its text encoder reads"""
+        reads = {encoder.reads for encoder in self.model.encoders.values()}
+        return Texts(description="description" in reads, canonical="canonical" in reads)
+
+    def target(self, name: str) -> Target:
+        """By its full name or the name without the unit. ValueError names those there are."""
+        found = [t for t in self.model.targets if t.name == name or t.name.startswith(f"{name}_")]
+        if len(found) != 1:
+            raise ValueError(f"no property {name!r}; this predictor knows {', '.join(self.targets)}")
+        return found[0]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        samples: SampleSet,
+        without: Sequence[str] = (),
+        batch_atoms: int = 2048,
+        branch: Branch | None = None,
+    ) -> Predictions:
+        """Every sample's values. `without`: modalities that are to be taken as missing.
+
+        Where one modality is missing the branch of the other answers; `branch` forces one for all.
+        """
+        encoders = {name: e for name, e in self.model.encoders.items() if name not in without}
+        if not encoders:
+            raise ValueError("no structure and no text: nothing to predict from")
+        n, k = len(samples), len(self.targets)
+        values, errors, branches = np.full((n, k), np.nan), np.full((n, k), np.nan), [""] * n
+        maker = BatchMaker(samples, encoders)
+        for chosen in cut_by_atoms(np.arange(n), samples.n_atoms, batch_atoms, 256):
+            batch = maker.batch(chosen).to(self.device)
+            predictions = self.model(batch)
+            answering = self._answering(batch, branch)
+            for name in set(answering):
+                rows = np.array([place for place, own in enumerate(answering) if own == name])
+                mean, log_width = (value.double().cpu().numpy()[rows] for value in predictions[name])
+                values[chosen[rows]] = mean
+                errors[chosen[rows]] = np.exp(log_width) * [t.error_factors.get(name, 1.0) for t in self.model.targets]
+            for place, name in zip(chosen, answering, strict=True):
+                branches[place] = name
+        means, scales = (value.double().cpu().numpy() for value in self.model.scaling())
+        values = values * scales + means
+        for column, name in enumerate(self.targets):
+            if name.startswith(NON_NEGATIVE):
+                values[:, column] = values[:, column].clip(min=0)
+        return Predictions(self.targets, values, errors * scales, branches)
+
+    def _answering(self, batch: PropertyBatch, branch: Branch | None) -> list[Branch]:
+        """Which branch answers for each sample. ValueError for one that has nothing to answer from."""
+        answers: list[Branch] = []
+        for place in range(len(batch.targets)):
+            there = [name for name, present in batch.present.items() if present[place]]
+            if not there:
+                raise ValueError("a sample has neither structure nor text; nothing to predict from")
+            usual: Branch = "fused" if len(there) == 2 else there[0]  # type: ignore[assignment]
+            answers.append(branch or usual)
+        return answers
+
+    def score(self, records: Sequence[CIFRecord], workers: int | None = 0) -> list[CIFRecord]:
+        """As many records as are given, with scores `predicted_NAME` and `predicted_NAME_error` of every target.
+
+        What cannot be read as a crystal, or is too large, is rejected by "predict"; what was rejected before but can be
+        read gets its scores.
+        """
+        plain = [replace(record, rejected_by=None, scores={}) for record in records]
+        samples, unread = make_samples(plain, (), self.texts, workers)
+        reasons = {one.place: one.reason for one in unread}
+        places = [place for place in range(len(records)) if place not in reasons]
+        for place, size in zip(places, samples.n_atoms.tolist(), strict=True):
+            if size > self.most_atoms:
+                reasons[place] = f"{size} atoms in the cell, wanted {self.most_atoms} or fewer"
+        found = self.predict(samples.some(np.flatnonzero(samples.n_atoms <= self.most_atoms)))
+        rows = iter(zip(found.values.tolist(), found.errors.tolist(), strict=True))
+        results = []
+        for place, record in enumerate(records):
+            if place not in reasons:
+                scores = dict(record.scores)
+                for name, value, error in zip(self.targets, *next(rows), strict=True):
+                    scores |= {score_name(name): value, f"{score_name(name)}_error": error}
+                record = replace(record, scores=scores)
+            elif record.rejected_by is None:
+                record = replace(record, rejected_by="predict", reason=reasons[place])
+            results.append(record)
+        return results
+
+    @property
+    def most_atoms(self) -> int:
+        """In a cell that it looks at"""
+        encoder = dict(self.model.encoders.items()).get("structure")
+        return encoder.config.max_atoms if isinstance(encoder, StructureEncoder) else 10**9
+
+
+def score_name(target: str) -> str:
+    """Under which a record keeps a predicted value; its expected error has `_error` at the end."""
+    return f"predicted_{target}"

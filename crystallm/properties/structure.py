@@ -1,0 +1,169 @@
+"""A transformer over the atoms of periodic crystals: every image of every neighbour is attended to on its own.
+
+An atom i weighs its neighbours' images by exp(q_i · k_j + f(r)) times an envelope that ends smoothly at the cutoff, and
+a constant for nobody, so that an atom alone is no special case and a second shell dilutes the first. What it gathers
+with these weights is values of the neighbours, radial functions of their distances, and, head by head, spherical
+harmonics of their directions, whose squared sums no rotation changes. So species, distances and angles are seen;
+origin, order, orientation and the choice of the cell are not: a supercell's atoms get the same vectors.
+
+Attention to all images as in Crystalformer (Taniai et al., ICLR 2024), with a cutoff in place of its Gaussian sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crystallm.crystal import Crystal
+from crystallm.periodic.basis import N_SPECIES, Radial
+from crystallm.periodic.neighbours import Edges, Neighbours
+from crystallm.periodic.shells import Shells
+from crystallm.properties.encoding import Encoder, Encoding
+
+N_ANGULAR = 4  # radial functions that the harmonics are multiplied by
+
+
+@dataclass(frozen=True)
+class StructureConfig:
+    width: int = 128
+    n_layer: int = 3
+    n_head: int = 8
+    n_radial: int = 16
+    cutoff_ang: float = 6.0
+    max_atoms: int = 500  # a crystal with more is refused
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if (value := getattr(self, field.name)) <= 0:
+                raise ValueError(f"structure.{field.name} must be above 0, got {value}")
+        if self.width % self.n_head:
+            raise ValueError(f"structure.width must be divisible by n_head (={self.n_head}), got {self.width}")
+
+
+@dataclass(frozen=True, eq=False)
+class AtomsPart:
+    """B crystals with N atoms in all."""
+
+    lattice: Tensor  # (B, 3, 3) rows, Å
+    frac_coords: Tensor  # (N, 3)
+    atomic_numbers: Tensor  # (N,) int64
+    n_atoms: Tensor  # (B,) int64
+
+    def to(self, device: torch.device | str) -> AtomsPart:
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+class StructureEncoder(Encoder):
+    """Crystals -> one token for each atom."""
+
+    modality = "structure"
+    reads = "crystal"
+
+    def __init__(self, config: StructureConfig | None = None):
+        super().__init__()
+        self.config = config = config or StructureConfig()
+        self.width = config.width
+        self.species = nn.Embedding(N_SPECIES, config.width)
+        self.radial = Radial(config.n_radial, config.cutoff_ang)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.species.weight, std=0.5)
+
+    def collate(self, items: Sequence[Crystal]) -> AtomsPart:
+        for item in items:
+            if not 1 <= item.n_atoms <= self.config.max_atoms:
+                raise ValueError(f"{item.n_atoms} atoms in the cell, wanted 1 to {self.config.max_atoms}")
+        return AtomsPart(
+            torch.from_numpy(np.stack([item.lattice for item in items]).astype(np.float32)),
+            torch.from_numpy(np.concatenate([item.frac_coords for item in items]).astype(np.float32)),
+            torch.from_numpy(np.concatenate([item.atomic_numbers for item in items]).astype(np.int64)),
+            torch.tensor([item.n_atoms for item in items]),
+        )
+
+    def forward(self, part: AtomsPart) -> Encoding:
+        with torch.autocast(part.lattice.device.type, enabled=False):  # places of atoms want all their digits
+            edges = Neighbours(part.lattice, part.n_atoms, self.config.cutoff_ang).edges(part.frac_coords)
+            around = Surroundings(edges, part.n_atoms, self.radial)
+        atoms = self.species(part.atomic_numbers)  # (N, C)
+        for block in self.blocks:
+            atoms = block(atoms, around)
+        return Encoding(around.per_crystal(self.norm(atoms)), around.mask)
+
+
+class Surroundings:
+    """What all layers need to know of where the atoms are, reckoned once a batch."""
+
+    def __init__(self, edges: Edges, n_atoms: Tensor, radial: Radial):
+        device, n_crystals = n_atoms.device, len(n_atoms)
+        n_all, self.most = int(n_atoms.sum()), int(n_atoms.max())
+        self.mask = torch.arange(self.most, device=device) < n_atoms[:, None]  # (B, most)
+        self.slot = self.mask.flatten().nonzero()[:, 0]  # (N,) each atom's place among (B * most)
+        self.edges, self.shape = edges, (n_crystals, self.most)
+        shells = Shells(edges, n_all)
+        self.shells, self.is_there = shells, shells.is_there  # (N, width)
+        # Where the pair (i, j) of an edge stands among (B * most * most), padded edges at 0
+        column = self.slot[edges.source] % self.most
+        self.pair = self.slot[edges.target] * self.most + column  # (E,)
+        self.radial = radial(edges.length)  # (E, R)
+        x = edges.length / radial.cutoff_ang
+        self.log_envelope = torch.log((1 - x * x).clamp(min=1e-6)) * 3  # (E,): (1 - x²)³
+        angular = shells.harmonics.transpose(1, 2)[..., None] * shells.rows(self.radial)[:, :, None, :N_ANGULAR]
+        gathered = [shells.rows(self.radial), angular.flatten(2)]
+        self.gathered = torch.cat(gathered, dim=2)  # (N, width, R + 9 * N_ANGULAR)
+
+    def per_crystal(self, atoms: Tensor) -> Tensor:
+        """(N, C) -> (B, most, C), 0 where no atom is"""
+        padded = atoms.new_zeros(self.mask.numel(), atoms.shape[1]).index_copy(0, self.slot, atoms)
+        return padded.view(*self.shape, -1)
+
+    def per_atom(self, values: Tensor) -> Tensor:
+        """(B, most, C) -> (N, C)"""
+        return values.flatten(0, 1).index_select(0, self.slot)
+
+
+class Block(nn.Module):
+    def __init__(self, config: StructureConfig):
+        super().__init__()
+        c, h, r = config.width, config.n_head, config.n_radial
+        self.n_head, self.n_radial = h, r
+        self.norm = nn.LayerNorm(c)
+        self.query_key_value = nn.Linear(c, 3 * c)
+        self.distance = nn.Linear(r, h)  # f(r) of each head
+        n_invariant = h * (r + 2 * N_ANGULAR)
+        self.gather = nn.Linear(n_invariant, c, bias=False)
+        self.out = nn.Linear(c, c)
+        self.norm_mlp = nn.LayerNorm(c)
+        self.mlp = nn.Sequential(nn.Linear(c, 2 * c), nn.SiLU(), nn.Linear(2 * c, c))
+
+    def forward(self, atoms: Tensor, around: Surroundings) -> Tensor:
+        """(N, C) -> (N, C)"""
+        (b, most), h = around.shape, self.n_head
+        q, k, v = around.per_crystal(self.query_key_value(self.norm(atoms))).view(b, most, 3, h, -1).unbind(2)
+        scale = q.shape[-1] ** -0.5
+        alike = torch.einsum("bihd,bjhd->bijh", q * scale, k).reshape(-1, h)  # (B * most * most, H)
+        logits = alike.index_select(0, around.pair) + self.distance(around.radial)  # (E, H)
+        logits = logits.float() + around.log_envelope[:, None]
+        weights = _softmax_with_nobody(around.shells.rows(logits), around.is_there)  # (N, width, H)
+        # Values: the weights of all images of a pair together, then one product a crystal
+        of_edges = weights.flatten(0, 1).index_select(0, around.shells.place)  # (E, H)
+        of_pairs = of_edges.new_zeros(b * most * most, h).index_add(0, around.pair, of_edges)
+        values = torch.einsum("bijh,bjhd->bihd", of_pairs.view(b, most, most, h).to(v.dtype), v)
+        gathered = torch.einsum("nwh,nwg->nhg", weights, around.gathered)  # (N, H, R + 9 * N_ANGULAR)
+        radial, angular = gathered.split([self.n_radial, 9 * N_ANGULAR], dim=2)
+        angular = angular.unflatten(2, (9, N_ANGULAR))
+        first, second = angular[:, :, 1:4].square().sum(2), angular[:, :, 4:].square().sum(2)  # (N, H, N_ANGULAR)
+        invariant = torch.cat([radial, first, second], dim=2).flatten(1)
+        atoms = atoms + self.out(around.per_atom(values.flatten(2))) + self.gather(invariant)
+        return atoms + self.mlp(self.norm_mlp(atoms))
+
+
+def _softmax_with_nobody(logits: Tensor, is_there: Tensor) -> Tensor:
+    """(N, width, H), (N, width) -> weights of the same shape; they add up to less than 1, nobody has the rest"""
+    logits = logits.masked_fill(~is_there[:, :, None], -torch.inf)
+    most = logits.amax(dim=1, keepdim=True).clamp(min=0)
+    exps = torch.exp(logits - most)
+    return exps / (exps.sum(dim=1, keepdim=True) + torch.exp(-most))
