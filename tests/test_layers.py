@@ -17,7 +17,8 @@ LAYERS = {
     0: ["tokenizer"],
     1: ["crystallm"],
     1.5: ["crystallm.periodic"],
-    2: [f"crystallm.{name}" for name in ("data", "model", "train", "checks", "refine", "properties")],
+    2: [f"crystallm.{name}" for name in ("data", "model", "train", "checks", "refine")],
+    2.5: ["crystallm.properties"],  # reads texts with a decoder of crystallm.model, if asked to
     3: [f"crystallm.{name}" for name in ("sample", "metrics", "rank")],
     4: [
         f"crystallm.{name}"

@@ -15,21 +15,25 @@ from torch import Tensor
 
 from crystallm.config import from_dict, to_dict
 from crystallm.hub import resolve_checkpoint
+from crystallm.model.checkpoint import load_checkpoint
 from crystallm.properties.encoding import Encoder
+from crystallm.properties.frozen import MATSCIBERT, DecoderEncoder, HFEncoder, Keep
 from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
 from crystallm.properties.structure import StructureConfig, StructureEncoder
 from crystallm.properties.text import WordEncoder, vocabulary_hash
+from crystallm.resources import resource_path
 
 
 @dataclass(frozen=True)
 class TextConfig:
     encoder: Literal["words", "hf", "decoder"] = "words"  # trained here; any of Hugging Face; our own CIF decoder
-    name: str | None = None  # of a Hugging Face model (m3rg-iitd/matscibert), or a decoder's checkpoint; or a folder
+    name: str | None = None  # of hf: m3rg-iitd/matscibert, or another, or a folder; of decoder: a checkpoint
     width: int = 128  # of `words`, or what the frozen encoder's vectors are projected to
     n_layer: int = 2  # of `words`
     n_head: int = 4
-    max_tokens: int = 512
+    max_tokens: int = 512  # texts with more are refused (words) or cut (frozen encoders, BERT's limit is 512)
     cache: str = "data/encodings.sqlite3"  # what a frozen encoder said of each text
+    keep: Keep = "tokens"  # of it: every token's vector, their means by sentence, or one mean
 
     @property
     def reads(self) -> Literal["description", "canonical"]:
@@ -37,7 +41,14 @@ class TextConfig:
 
 
 def make_text_encoder(config: TextConfig) -> Encoder:
-    return WordEncoder(config.width, config.n_layer, config.n_head, max_tokens=config.max_tokens)
+    """Raises ImportError, FileNotFoundError or ValueError, which say what to do, where an encoder cannot be had."""
+    if config.encoder == "words":
+        return WordEncoder(config.width, config.n_layer, config.n_head, max_tokens=config.max_tokens)
+    frozen = {"width_out": config.width, "max_tokens": config.max_tokens, "cache": config.cache, "keep": config.keep}
+    if config.encoder == "hf":
+        return HFEncoder(config.name or MATSCIBERT, **frozen)  # type: ignore[arg-type]
+    decoder, tokenizer, info = load_checkpoint(config.name or resource_path("resources/model"))
+    return DecoderEncoder(decoder, tokenizer, info, **frozen)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
