@@ -1,7 +1,7 @@
 """How well predictors do on test rows:  python bin/benchmark_properties.py runs/predictor_mp2018 --volumes mp20.parquet
 
-RUNs are folders of bin/train.py config/predictor_*.yaml. Prints mean absolute errors of every branch, on all rows and on
-those whose volume is that of the structure that was labelled; --picture draws whether errors are calibrated.
+RUNs are folders of bin/train.py config/predictor_*.yaml. Prints mean absolute errors of every branch, on all rows and
+on those whose volume is that of the labelled structure; --picture draws whether expected errors are calibrated.
 """
 
 from __future__ import annotations

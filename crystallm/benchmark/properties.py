@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crystallm.config import from_dict
-from crystallm.predictor_training import PredictorRunConfig, property_samples, sample_splits, texts_of
 from crystallm.properties.calibration import LEVELS, coverage
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.samples import SampleSet
+from crystallm.properties.tables import PropertyDataConfig, property_samples, sample_splits
 
 AGREES = 0.02  # relative difference of volumes per atom
 
@@ -37,9 +37,9 @@ class PropertyBenchmarkConfig:
 def benchmark_properties(config: PropertyBenchmarkConfig) -> dict[str, Any]:
     """Mean absolute errors. Raises ValueError where the split has no row."""
     predictor = Predictor.load(config.run, config.device)
-    run = from_dict(PredictorRunConfig, predictor.info["run"])
-    data = run.data if config.path is None else _moved(run, config.path).data
-    samples, _ = property_samples(data, texts_of(run.predictor))
+    data = from_dict(PropertyDataConfig, predictor.info["run"]["data"])
+    data = data if config.path is None else replace(data, path=config.path)
+    samples, _ = property_samples(data, predictor.texts)
     places = np.flatnonzero(sample_splits(samples, data) == config.split)
     places = places[samples.n_atoms[places] <= predictor.most_atoms]
     if not len(places):
@@ -76,12 +76,6 @@ def benchmark_properties(config: PropertyBenchmarkConfig) -> dict[str, Any]:
         "levels": list(LEVELS),
         "spread": {name: float(np.nanstd(labels[:, k])) for k, name in enumerate(predictor.targets)},
     }
-
-
-def _moved(run: PredictorRunConfig, path: tuple[str, ...]) -> PredictorRunConfig:
-    from dataclasses import replace
-
-    return replace(run, data=replace(run.data, path=path))
 
 
 def _known(values: np.ndarray, widths: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from crystallm.model.checkpoint import load_checkpoint
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.frozen import MATSCIBERT, DecoderEncoder, HFEncoder, Keep
 from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
+from crystallm.properties.samples import Texts
 from crystallm.properties.structure import StructureConfig, StructureEncoder
 from crystallm.properties.text import WordEncoder, vocabulary_hash
 from crystallm.resources import resource_path
@@ -60,6 +61,13 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         if self.structure is None and self.text is None:
             raise ValueError("structure and text are both none: the predictor would know nothing of a crystal")
+
+
+def texts_of(config: PredictorConfig) -> Texts:
+    """Which texts of a sample its encoders read"""
+    if config.text is None:
+        return Texts()
+    return Texts(description=config.text.reads == "description", canonical=config.text.reads == "canonical")
 
 
 def build_predictor(config: PredictorConfig, targets: Iterable[Target]) -> PropertyPredictor:

@@ -15,10 +15,8 @@ from crystallm.config import ConfigError, load_config
 from crystallm.crystal import Crystal
 from crystallm.predictor_training import (
     PredictorRunConfig,
-    PropertyDataConfig,
     linear_cka,
     modality_balance,
-    sample_splits,
     train_predictor,
 )
 from crystallm.properties.calibration import calibrated_targets, coverage
@@ -44,6 +42,7 @@ from crystallm.properties.samples import (
     write_split_file,
 )
 from crystallm.properties.structure import StructureConfig
+from crystallm.properties.tables import PropertyDataConfig, sample_splits
 from crystallm.records import CIFRecord
 
 SMALL = StructureConfig(width=16, n_layer=1, n_head=2, cutoff_ang=4.0)
