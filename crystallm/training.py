@@ -23,6 +23,7 @@ from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.refine.batch import PackedCrystals
 from crystallm.refine.checkpoint import load_refiner
+from crystallm.refine.compositions import TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
 from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals, packed_freely
 from crystallm.refine.tutorial import training_crystals, validation_crystals
@@ -155,6 +156,7 @@ def train_refiner(config: RefinerRunConfig) -> str:
         "refiner": to_dict(model.config),
         "run": to_dict(config),
         "data": meta,
+        "training_cells": TrainingCells.of(loaders["train"].crystals, loaders["train"].indices).to_text(),
         "provenance": provenance,
     }
     callbacks = [generation_callback(loaders["val"].first(config.test_structures))] if config.test_structures else []
