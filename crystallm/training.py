@@ -201,6 +201,10 @@ def generation_callback(
             f"step {step}  {'FAILED' if any(fails) else 'PASSED'}: minimum distance {shortest:.2f} Å "
             f"in {len(drawn)} test structures, {n_valid} of them without overlap"
         )
-        return {"samples_valid": n_valid / len(drawn), "samples_min_distance_ang": shortest}
+        return {
+            "samples_valid": n_valid / len(drawn),
+            "samples_failed": 1 - n_valid / len(drawn),  # for train.patience_on, where smaller is better
+            "samples_min_distance_ang": shortest,
+        }
 
     return draw_and_check

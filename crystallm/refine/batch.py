@@ -168,6 +168,9 @@ def _ranges(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
 
 
+MAX_CANDIDATES = 20_000_000  # pairs of atoms and images of one crystal: 1 GB
+
+
 @dataclass(frozen=True, eq=False)
 class Edges:
     """Ordered pairs of atoms within the cutoff, every periodic image on its own, an atom's own images included."""
@@ -179,7 +182,10 @@ class Edges:
 
 
 class Neighbours:
-    """Finds the edges of crystals whose cells stay the same while their atoms move."""
+    """Finds the edges of crystals whose cells stay the same while their atoms move.
+
+    ValueError for a cell so flat that its images within the cutoff would fill the memory, or that is not finite.
+    """
 
     def __init__(self, batch: CrystalBatch, cutoff_ang: float):
         self.cutoff_ang, self.lattice, self.crystal = cutoff_ang, batch.lattice, batch.crystal
@@ -192,8 +198,18 @@ class Neighbours:
         self.second = starts[batch.crystal][self.first] + within
         pair_crystal = batch.crystal[self.first]
         # Images that can be near: differences of fractions are rounded into [-1/2, 1/2]
-        heights = 1 / torch.linalg.inv(batch.lattice).norm(dim=1)  # (B, 3) Å between opposite faces
-        reach = (cutoff_ang / heights + 0.5).floor().long().tolist()
+        inverse, _ = torch.linalg.inv_ex(batch.lattice)  # not finite for a cell without a volume in float32
+        heights = 1 / inverse.norm(dim=1)  # (B, 3) Å between opposite faces
+        reaches = (cutoff_ang / heights + 0.5).floor()
+        candidates = n**2 * (2 * reaches + 1).prod(dim=1)  # (B,)
+        if (bad := torch.nonzero(~(candidates <= MAX_CANDIDATES))[:, 0]).numel():
+            k = int(bad[0])
+            faces = ", ".join(f"{height:.2g}" for height in heights[k].tolist())
+            raise ValueError(
+                f"crystal {k}: {int(n[k])} atoms in a cell whose opposite faces are {faces} Å apart see "
+                f"{float(candidates[k]):.2g} images within {cutoff_ang:g} Å; wanted at most {MAX_CANDIDATES:,}"
+            )
+        reach = reaches.long().tolist()
         shifts, counts = [], []
         for a, b, c in reach:
             axes = [torch.arange(-r, r + 1, device=device) for r in (a, b, c)]

@@ -218,6 +218,8 @@ class CrystalDiffusionModel(nn.Module):
         crystals. `keep` sees the way there, as in `denoise`.
         Raises ValueError for cells or species that cannot be, or where no training crystal fits what is asked.
         """
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
         if seed is None:
             generator.seed()
