@@ -2,7 +2,8 @@
 
 --dataset perov5 | carbon24 | mp20 | mpts52 (files in --data, as bin/download_data.py writes them), or a parquet or CSV
 file with a column `cif`. --split val | test | val_tune | val_report (halves of val by formula).
-For each row the model is told the reduced formula and the number of atoms in the given cell, and draws NUM structures.
+For each row the model is told the reduced formula and the number of atoms in the given cell, and draws NUM structures:
+a language model as text, a diffusion model (--model runs/diffusion_perov5) atoms and cell from noise.
 Prints match rate and RMSE, cRMSE and METRe of the first sample, of the best of NUM and of answers selected among them,
 and writes OUT/results.json, results.md, targets.parquet. A stopped run goes on when the same command is given again.
 A run on test rows is written to the log, and a second one with the same model needs --again.
@@ -12,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import get_args
 
 from crystallm.benchmark.csp import CSPConfig, benchmark_csp
-from crystallm.benchmark.datasets import DatasetError
-from crystallm.benchmark.log import LogError
-from crystallm.benchmark.run_folder import OtherRunError
 from crystallm.benchmark.scores import results_table
+from crystallm.refine.diffusion import Sampler
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--where", help='rows to take, as a pandas query: "band_gap > 1"')
     parser.add_argument("--limit", type=int, help="the first rows of these")
     parser.add_argument("--num", type=int, default=20, help="samples for each row")
-    parser.add_argument("--select", nargs="*", default=["likelihood", "self_consistency"], help="ways to select one")
+    parser.add_argument("--select", nargs="*", help="ways to select one; left out: likelihood and self_consistency")
     parser.add_argument("--formula-only", action="store_true", help="do not tell the number of atoms")
     parser.add_argument("--constraints", choices=("none", "syntax", "full"))
     parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
@@ -39,6 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-pairs", type=int, default=5_000_000, help="to compare at most for METRe")
     parser.add_argument("--model", help="checkpoint; left out: the bundled model")
+    parser.add_argument("--sampler", choices=get_args(Sampler), help="of a diffusion model; left out: ancestral")
+    parser.add_argument("--steps", type=int, help="of a diffusion model; left out: all of its schedule")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=256, help="sequences at once")
     parser.add_argument("--targets-at-once", type=int, default=50, help="rows in a chunk: what a killed run loses")
@@ -51,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     settings = vars(parse_arguments())
     try:
-        print(results_table(benchmark_csp(CSPConfig(**settings | {"select": tuple(settings["select"])}))))
-    except (DatasetError, LogError, OtherRunError, FileNotFoundError) as err:
+        select = None if settings["select"] is None else tuple(settings["select"])
+        print(results_table(benchmark_csp(CSPConfig(**settings | {"select": select}))))
+    except (FileNotFoundError, ValueError) as err:
         raise SystemExit(str(err)) from None

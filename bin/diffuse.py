@@ -2,7 +2,9 @@
 
 With a model that is there (--model; left out: the bundled one), or the whole way, training first:
   python bin/diffuse.py --train config/refiner_tutorial.yaml --species "Al Al Al Al" --cell 4.1 --num 20
-A run that --train finds finished is not trained again. Without --cell the cell is generated, too.
+A run that --train finds finished is not trained again. Without --cell the cell is generated, too. Without --species
+and --formula each structure takes the atoms of a random crystal of the model's training, or of --compositions; with
+--cell of one that has about its volume.
 Each structure is written as .npz and .cif, all of them as one .parquet, which bin/evaluate_cifs.py and others take.
 """
 
@@ -13,15 +15,16 @@ from typing import get_args
 
 from crystallm.config import load_config
 from crystallm.refine.diffusion import Sampler
-from crystallm.sample.diffused import DiffuseConfig, read_species, run
+from crystallm.sample.diffused import DiffuseConfig, read_species, read_training_cells, run
 from crystallm.sample.refined import load
 from crystallm.training import RefinerRunConfig, train_refiner
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    atoms = parser.add_mutually_exclusive_group(required=True)
+    atoms = parser.add_mutually_exclusive_group()
     atoms.add_argument("--species", help='each atom in the cell, as in "Na Na Cl Cl"')
     atoms.add_argument("--formula", help="instead, with the number of its units in the cell")
+    atoms.add_argument("--compositions", metavar="FOLDER", help="draw from the train split of these token shards")
     parser.add_argument("--formula-units", type=int, default=1)
     parser.add_argument("--cell", nargs="+", type=float, metavar="X", help="a b c alpha beta gamma, Å and °; a: a cube")
     parser.add_argument("--num", type=int, default=1)
@@ -38,7 +41,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args()
     try:
-        species = read_species(given.species, given.formula, given.formula_units)
+        is_drawn = given.species is None and given.formula is None
+        species = None if is_drawn else read_species(given.species, given.formula, given.formula_units)
         cell = given.cell and tuple(given.cell)
         sampling = (given.steps, given.sampler, given.corrector_steps, given.seed)
         config = DiffuseConfig(species, cell, given.num, *sampling, given.rules)
@@ -46,6 +50,9 @@ if __name__ == "__main__":
             training = load_config(RefinerRunConfig, given.train)
             train_refiner(training)
             given.model = training.out
-        print(run(*load(given.model, given.device), config, None if given.no_save else given.out))
+        model, info = load(given.model, given.device)
+        if given.compositions:
+            model.training_cells = read_training_cells(given.compositions)
+        print(run(model, info, config, None if given.no_save else given.out))
     except (ValueError, FileNotFoundError) as err:
         parser.error(str(err))

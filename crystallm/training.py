@@ -24,6 +24,7 @@ from crystallm.model.tokens import token_spec
 from crystallm.predictor_training import PredictorRunConfig, train_predictor
 from crystallm.refine.batch import PackedCrystals
 from crystallm.refine.checkpoint import load_refiner
+from crystallm.refine.compositions import TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
 from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals, packed_freely
 from crystallm.refine.tutorial import training_crystals, validation_crystals
@@ -159,6 +160,7 @@ def train_refiner(config: RefinerRunConfig) -> str:
         "refiner": to_dict(model.config),
         "run": to_dict(config),
         "data": meta,
+        "training_cells": TrainingCells.of(loaders["train"].crystals, loaders["train"].indices).to_text(),
         "provenance": provenance,
     }
     callbacks = [generation_callback(loaders["val"].first(config.test_structures))] if config.test_structures else []
@@ -203,6 +205,10 @@ def generation_callback(
             f"step {step}  {'FAILED' if any(fails) else 'PASSED'}: minimum distance {shortest:.2f} Å "
             f"in {len(drawn)} test structures, {n_valid} of them without overlap"
         )
-        return {"samples_valid": n_valid / len(drawn), "samples_min_distance_ang": shortest}
+        return {
+            "samples_valid": n_valid / len(drawn),
+            "samples_failed": 1 - n_valid / len(drawn),  # for train.patience_on, where smaller is better
+            "samples_min_distance_ang": shortest,
+        }
 
     return draw_and_check

@@ -32,7 +32,8 @@ def desk(root: Path, tmp_path: Path) -> Path:
 
 
 def test_every_link_leads_somewhere(root: Path) -> None:
-    for page in ("README.md", "resources/docs/guide.md", "resources/demo/README.md", "tokenizer/README.md"):
+    pages = ("README.md", "resources/docs/guide.md", "resources/docs/diffusion.md", "resources/demo/README.md")
+    for page in (*pages, "tokenizer/README.md"):
         text = (root / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("http") or ((root / page).parent / target).exists(), f"{page}: {target}"

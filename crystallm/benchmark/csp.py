@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from crystallm.benchmark.datasets import load_references
+from crystallm.benchmark.datasets import Reference, load_references
 from crystallm.benchmark.judge import Block, BlockMatches, Judged, Task, judge_target, lost, match_block
 from crystallm.benchmark.log import TestRun, append_entry, check_first, find_log, git_state
 from crystallm.benchmark.run_folder import RunFolder, as_json, digest
+from crystallm.benchmark.samplers import DiffusionSampler, RowSampler, TextSampler
 from crystallm.benchmark.scores import Samples, log_lines, results_table, score_run, target_columns
 from crystallm.parallel import Failure, available_cores, map_processes
-from crystallm.sample.generate import GenerateConfig, Generator
-from crystallm.sample.prompts import Mode, Prompt, PromptError, benchmark_prompt
+from crystallm.refine.checkpoint import is_refiner, load_refiner
+from crystallm.refine.diffusion import Sampler
+from crystallm.sample.generate import GenerateConfig, Generator, pick_device
+from crystallm.sample.prompts import Mode
 from crystallm.sample.selection import SELECTIONS
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ class CSPConfig:
     where: str | None = None  # pandas query for rows, besides
     limit: int | None = None  # the first rows of these
     num: int = 20  # samples for each target
-    select: tuple[str, ...] = ("likelihood", "self_consistency")  # answers selected among them
+    select: tuple[str, ...] | None = None  # answers selected among them; None: by likelihood and self_consistency
     formula_only: bool = False  # do not tell the number of atoms in the given cell
     constraints: Mode | None = None  # None: the strongest for what the model writes
     restarts: int = 20  # dead ends drawn again before a sample counts as one
@@ -62,12 +65,14 @@ class CSPConfig:
     targets_at_once: int = 50  # a chunk: what is lost at most when the run is killed
     device: str = "auto"
     batch: int = 256  # sequences at once
+    sampler: Sampler | None = None  # of a diffusion model; None: ancestral
+    steps: int | None = None  # of a diffusion model; None: all of its schedule
     workers: int | None = None  # processes for checks and matching; None: one a core
     log: str | None = None  # where a run on test rows is written down; None: resources/LOG.md of a checkout
     again: bool = False  # run test rows once more with the same model
 
     def __post_init__(self) -> None:
-        if unknown := [way for way in self.select if way not in SELECTIONS]:
+        if unknown := [way for way in self.select or () if way not in SELECTIONS]:
             raise ValueError(f"no way to select {unknown[0]!r}; there are {', '.join(SELECTIONS)}")
         if self.targets_at_once < 1:
             raise ValueError(f"targets_at_once must be at least 1, got {self.targets_at_once}")
@@ -89,14 +94,34 @@ class CSPConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that figures depend on."""
-        free = ("out", "data", "model", "device", "batch", "workers", "log", "again")
+        free = {"out", "data", "model", "device", "batch", "workers", "log", "again"}
+        free |= {name for name in ("sampler", "steps") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+def make_sampler(config: CSPConfig) -> RowSampler:
+    """Of the checkpoint's kind. ValueError for settings that are of the other kind."""
+    default = CSPConfig(config.dataset, config.out)
+    if config.model is None or not is_refiner(config.model):
+        if config.sampler is not None or config.steps is not None:
+            raise ValueError(
+                f"sampler and steps are of diffusion models; {config.model or 'the bundled model'} is none"
+            )
+        return TextSampler(Generator.load(config.model, config.device), config.generate, config.formula_only)
+    for name in ("constraints", "temperature", "top_k", "top_p", "formula_only"):
+        if (value := getattr(config, name)) != getattr(default, name):
+            raise ValueError(f"{name}={value!r} is of language models; {config.model} is a diffusion model")
+    if odd := [way for way in config.select or () if way != "first"]:
+        raise ValueError(f"select={odd[0]!r} needs likelihoods, which the diffusion model {config.model} does not give")
+    model, info = load_refiner(config.model, pick_device(config.device))
+    return DiffusionSampler(model, info, config.num, config.steps, config.sampler or "ancestral")
 
 
 def benchmark_csp(config: CSPConfig) -> dict[str, Any]:
     """What `results.json` of the run's folder then holds.
 
-    Raises OtherRunError where the folder holds another run, LogError for test rows that this model has seen.
+    Raises OtherRunError where the folder holds another run, LogError for test rows that this model has seen, ValueError
+    for settings that the model has no use for.
     """
     run = _Run(config)
     results = run.finished()
@@ -110,11 +135,12 @@ def benchmark_csp(config: CSPConfig) -> dict[str, Any]:
 
 class _Run:
     def __init__(self, config: CSPConfig) -> None:
-        self.config = config
+        self.sampler = make_sampler(config)
+        self.select = self.sampler.default_select if config.select is None else config.select
+        self.config = config = replace(config, select=self.select)
         source = (config.dataset, config.split, config.data, config.where, config.limit, config.workers)
         self.references, self.rows = load_references(*source)
-        self.generator = Generator.load(config.model, config.device)
-        model_hash = self.generator.info.get("model_hash", "")
+        model_hash = self.sampler.model_hash
         rows_hash = digest([[one.id, hashlib.sha256(one.cif.encode()).hexdigest()] for one in self.references])
         identity = {"settings": config.identity, "model_hash": model_hash, "rows_sha256": rows_hash}
         self.commit = git_state()
@@ -157,7 +183,7 @@ class _Run:
             chunk_size=at_once,
             timeout_s=TIMEOUT_S if n_workers else None,
         )
-        n_samples, n_select = self.config.num, len(self.config.select)
+        n_samples, n_select = self.config.num, len(self.select)
         with tqdm(total=sum(len(self.chunks[k]) for k in todo), desc="targets", unit="") as bar:
             for chunk in todo:
                 judged = []
@@ -187,56 +213,25 @@ class _Run:
                 start = asked[row] * self.config.num if row in asked else len(records)
                 drawn = tuple(records[start : start + self.config.num])
                 one = self.references[row]
-                yield Task(one.id, one.cif, one.crystal, drawn, self.config.select if drawn else ())
+                yield Task(one.id, one.cif, one.crystal, drawn, self.select if drawn else ())
 
     def _sample(self, chunk: int) -> None:
-        rows = [row for row in self.chunks[chunk] if self.references[row].crystal is not None]
         # Chunks have random numbers of their own: a prompt may stand in several, and must not repeat its samples.
         seed = int.from_bytes(hashlib.blake2b(f"{self.config.seed}/{chunk}".encode(), digest_size=4).digest(), "big")
-        generate = replace(self.config.generate, seed=seed)
         wall, cpu = time.perf_counter(), time.process_time()
-        prompts, refused = self._prompts(rows)
-        try:
-            records = self.generator.generate_from(list(prompts.values()), generate) if prompts else []
-        except PromptError:  # of one of them: find it
-            for row, prompt in list(prompts.items()):
-                try:
-                    self.generator.form.begin(prompt, self.generator.form.best_constraints)
-                except PromptError as err:
-                    refused[row] = f"prompt: {err}"
-                    del prompts[row]
-            records = self.generator.generate_from(list(prompts.values()), generate) if prompts else []
+        drawn = self.sampler.draw(_crystals(self.references, self.chunks[chunk]), seed)
         about = {
-            "asked": list(prompts),
-            "refused": refused,
+            "asked": drawn.asked,
+            "refused": drawn.refused,
             "wall_s": time.perf_counter() - wall,
             "cpu_s": time.process_time() - cpu,
             "commit": self.commit,
-            "device": str(next(self.generator.model.parameters()).device),
+            "device": self.sampler.device,
         }
         num = self.config.num
-        names = [f"{self.references[row].id}/{k:03d}" for row in prompts for k in range(num)]
-        self.folder.write_samples(chunk, [replace(r, id=name) for r, name in zip(records, names, strict=True)], about)
-
-    def _prompts(self, rows: Sequence[int]) -> tuple[dict[int, Prompt], dict[int, str]]:
-        prompts, refused = {}, {}
-        for row in rows:
-            crystal = self.references[row].crystal
-            assert crystal is not None
-            try:
-                prompts[row] = self._prompt(crystal)
-            except PromptError as err:
-                refused[row] = f"prompt: {err}"
-        return prompts, refused
-
-    def _prompt(self, crystal: Crystal) -> Prompt:
-        """The reduced formula, and unless `formula_only` how many of it the given cell holds."""
-        if self.config.formula_only:
-            return self.generator.form.prompt(crystal.reduced_formula)
-        if self.generator.tokenizer.vocabulary.kind != "crystallm_v1":
-            return benchmark_prompt(crystal)
-        # CrystaLLM's prompt is the formula of a cell, and its benchmarks give that of the given one.
-        return self.generator.form.prompt("".join(f"{symbol}{n}" for symbol, n in crystal.composition.items()))
+        names = [f"{self.references[row].id}/{k:03d}" for row in drawn.asked for k in range(num)]
+        records = [replace(record, id=name) for record, name in zip(drawn.records, names, strict=True)]
+        self.folder.write_samples(chunk, records, about)
 
     # ------------------------------------------------------------ polymorphs
 
@@ -273,7 +268,7 @@ class _Run:
             "first and selected": {row: sorted({0, *judged[row].selected} - {-1}) for row in usable},
             "first": {row: [0] for row in usable},
         }
-        if not self.config.select:
+        if not self.select:
             del choices["first and selected"]
         size = {row: len(family) - 1 for family in families for row in family}
         for kinds, samples in choices.items():
@@ -324,7 +319,7 @@ class _Run:
         cross = self.folder.read_json("cross.json")
         tables = [self.folder.read_table(f"cross/{k:04d}.parquet") for k in range(cross["n_parts"])]
         matches = {c: np.concatenate([np.array(t[c]) for t in tables]) for c in tables[0]} if tables else None
-        samples = Samples(self.references, judged, self.config.num, self.config.select, matches, cross["kinds"])
+        samples = Samples(self.references, judged, self.config.num, self.select, matches, cross["kinds"])
         results = as_json(
             {
                 "dataset": self.config.dataset,
@@ -332,7 +327,7 @@ class _Run:
                 **asdict(self.rows),
                 "prompt": "formula" if self.config.formula_only else "formula and number of atoms in the given cell",
                 **score_run(samples, abouts, cross),
-                **_nats(judged, self.generator),
+                **self.sampler.nats(judged),
                 "model_hash": self.model_hash,
                 "config_hash": self.folder.config_hash,
                 "commits": sorted({about["commit"] for about in abouts}),
@@ -350,6 +345,10 @@ class _Run:
             return
         title = f"Test rows of {self.config.dataset}: {self.rows.n_rows} ({self.rows.rows})"
         self.folder.write_text("log_entry.md", append_entry(self.test_run, self.log, title, log_lines(results)))
+
+
+def _crystals(references: Sequence[Reference], rows: Sequence[int]) -> dict[int, Crystal]:
+    return {row: crystal for row in rows if (crystal := references[row].crystal) is not None}
 
 
 def _parts(
@@ -370,31 +369,3 @@ def _parts(
                     part, pairs = [], 0
     if part:
         yield part
-
-
-def _nats(judged: Sequence[Judged], generator: Generator) -> dict[str, float | int]:
-    """Mean negative log-likelihood of the true structures, whole and after the formula, under the grammar softmax.
-
-    Nothing for models that do not write the canonical text.
-    """
-    tokenizer, model = generator.tokenizer, generator.model
-    if tokenizer.vocabulary.kind != "lexemes":
-        return {}
-    keyword = tokenizer.id("\n_crystallm_primitive_formula_units ")
-    sequences = [np.array(tokenizer.encode(one.reference_text)) for one in judged if one.reference_text]
-    sequences = sorted((ids for ids in sequences if len(ids) <= model.config.block_size), key=len)
-    whole, given = [], []
-    for start in range(0, len(sequences), 64):
-        part = sequences[start : start + 64]
-        _, tokens = model.log_likelihood(part)
-        for ids, row in zip(part, tokens.cpu().numpy(), strict=True):
-            whole.append(-row.sum())
-            given.append(-row[int(np.argmax(ids == keyword)) + 1 :].sum())
-    if not whole:
-        return {"n_scored": 0}
-    return {
-        "n_scored": len(whole),
-        "nats_per_structure": float(np.mean(whole)),
-        "nats_given_formula": float(np.mean(given)),
-        "mean_tokens": float(np.mean([len(ids) for ids in sequences])),
-    }

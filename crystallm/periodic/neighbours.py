@@ -18,8 +18,14 @@ class Edges:
     length: Tensor  # (E,) Å
 
 
+MAX_CANDIDATES = 20_000_000  # pairs of atoms and images of one crystal: 80 MB, some of it twice
+
+
 class Neighbours:
-    """Finds the edges of crystals whose cells stay the same while their atoms move."""
+    """Finds the edges of crystals whose cells stay the same while their atoms move.
+
+    ValueError for a cell so flat that its images within the cutoff would fill the memory, or that is not finite.
+    """
 
     def __init__(self, lattice: Tensor, n_atoms: Tensor, cutoff_ang: float):
         """lattice (B, 3, 3) rows, Å; n_atoms (B,) int64"""
@@ -35,8 +41,18 @@ class Neighbours:
         self.n_pairs = (n * n).tolist()
         # Images that can be near: differences of fractions are rounded into [-1/2, 1/2], so a pair's nearest vector
         # is at most half the sum of the cell's edges long
-        heights = 1 / torch.linalg.inv(lattice).norm(dim=1)  # (B, 3) Å between opposite faces
-        reach = (cutoff_ang / heights + 0.5).floor().long().tolist()
+        inverse, _ = torch.linalg.inv_ex(lattice)  # not finite for a cell without a volume in float32
+        heights = 1 / inverse.norm(dim=1)  # (B, 3) Å between opposite faces
+        reaches = (cutoff_ang / heights + 0.5).floor()
+        candidates = n**2 * (2 * reaches + 1).prod(dim=1)  # (B,)
+        if (bad := torch.nonzero(~(candidates <= MAX_CANDIDATES))[:, 0]).numel():
+            k = int(bad[0])
+            faces = ", ".join(f"{height:.2g}" for height in heights[k].tolist())
+            raise ValueError(
+                f"crystal {k}: {int(n[k])} atoms in a cell whose opposite faces are {faces} Å apart see "
+                f"{float(candidates[k]):.2g} images within {cutoff_ang:g} Å; wanted at most {MAX_CANDIDATES:,}"
+            )
+        reach = reaches.long().tolist()
         farthest = (cutoff_ang + lattice.norm(dim=2).sum(dim=1) / 2).tolist()
         self.shifts: list[Tensor] = []  # of each crystal (n_images, 3) Å, the zero shift first
         for (a, b, c), cell, limit in zip(reach, lattice, farthest, strict=True):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from crystallm.config import from_dict
 from crystallm.hub import resolve_checkpoint
+from crystallm.refine.compositions import TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
 
 
@@ -35,6 +36,8 @@ def load_refiner(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         raise ValueError(f"{file}: {odd[0]} is {'missing' if odd[0] in parameters else 'unknown'} ({len(odd)} such)")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+    if "training_cells" in info:
+        model.training_cells = TrainingCells.from_text(info["training_cells"])
     info |= {"path": str(folder), "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
     return model.to(device).eval(), info
 

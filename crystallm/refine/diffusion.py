@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crystallm.crystal import Crystal
 from crystallm.periodic.neighbours import Neighbours
 from crystallm.refine.batch import CrystalBatch, make_batch
-from crystallm.refine.compositions import Lattices, Species, start_crystals
+from crystallm.refine.compositions import Lattices, Species, TrainingCells, start_crystals
 from crystallm.refine.denoiser import Denoiser, Noise
 from crystallm.refine.orbits import Orbits
 from crystallm.refine.schedule import SIGMA_MAX_ANG, SIGMA_MIN_ANG, ScheduleName, make_schedule
@@ -79,6 +79,7 @@ class CrystalDiffusionModel(nn.Module):
         self.config = config = replace(config or DiffusionConfig(), **settings)
         widths = (config.sigma_min_ang, config.sigma_max_ang)
         self.schedule = make_schedule(config.schedule, config.timesteps, *widths)
+        self.training_cells: TrainingCells | None = None  # what `sample` draws compositions from; load_refiner sets it
         self.denoiser = Denoiser(
             config.hidden_dim, config.num_layers, config.cutoff_ang, vector_messages=config.vector_messages
         )
@@ -214,14 +215,18 @@ class CrystalDiffusionModel(nn.Module):
 
         `lattice` (3, 3) or (batch_size, 3, 3), Å; without it the cells are generated too. `species`: symbols or atomic
         numbers of one crystal, or a list of them for each. Padded, species is (batch_size, max_atoms) and `mask` says
-        which places hold atoms. `num_steps`: of the schedule's, by default all; `corrector_steps` as in `denoise`. The
-        same seed gives the same crystals. `keep` sees the way there, as in `denoise`.
-        Raises ValueError for cells or species that cannot be, or where neither says how many atoms there are.
+        which places hold atoms. Without species each crystal takes those of a random training crystal, of as many atoms
+        as its row of `mask` has places, else of at most `max_atoms`, and of about the volume of its lattice.
+        `num_steps`: of the schedule's, by default all; `corrector_steps` as in `denoise`. The same seed gives the same
+        crystals. `keep` sees the way there, as in `denoise`.
+        Raises ValueError for cells or species that cannot be, or where no training crystal fits what is asked.
         """
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
         if seed is None:
             generator.seed()
-        crystals = start_crystals(batch_size, lattice, species, max_atoms, mask, generator)
+        crystals = start_crystals(batch_size, lattice, species, max_atoms, mask, generator, self.training_cells)
         batch = make_batch(crystals).to(next(self.parameters()).device)
         free_cell = lattice is None
         if free_cell:

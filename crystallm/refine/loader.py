@@ -130,10 +130,10 @@ class CrystalLoader:
                 yield self.crystals.batch(chosen, symmetric)
 
     def once(self) -> Iterator[CrystalBatch]:
-        """Every crystal once, with its symmetry: this process's share."""
+        """Every crystal once: this process's share. With its symmetry, unless training never has it (symmetric: 0)."""
         for i, chosen in enumerate(self._cut(self.indices)):
             if i % self.world == self.rank:
-                yield self.crystals.batch(chosen, np.ones(len(chosen), dtype=bool))
+                yield self.crystals.batch(chosen, np.full(len(chosen), self.config.symmetric > 0))
 
     def first(self, n: int) -> list[Crystal]:
         """The first n crystals, as they are in the data."""

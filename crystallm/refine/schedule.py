@@ -49,21 +49,22 @@ def make_schedule(
     sigma_min_ang: float = SIGMA_MIN_ANG,
     sigma_max_ang: float = SIGMA_MAX_ANG,
 ) -> Schedule:
-    """Widths cut to what lies between the two. ValueError for an unknown name or fewer than 2 steps.
+    """Widths from sigma_min_ang to sigma_max_ang. ValueError for an unknown name, fewer than 2 steps or such widths.
 
-    geometric: sigma in equal ratios (Song and Ermon 2019); linear: β from 1e-4 to 0.02 at 1,000 steps (DDPM); cosine:
-    ᾱ = cos²(…) (Nichol and Dhariwal 2021, eq. 17); sigmoid: ᾱ falls as a logistic (Jabri et al. 2022, from -3 to 3).
+    geometric: sigma in equal ratios (Song and Ermon 2019); linear: β from 0.1 to 20 a unit of time (DDPM's 1e-4 to 0.02
+    at 1,000 steps; Song et al. 2021, eq. 32); cosine: ᾱ = cos²(…) (Nichol and Dhariwal 2021, eq. 17); sigmoid: ᾱ falls
+    as a logistic (Jabri et al. 2022, from -3 to 3). Of the last three the stretch between the two widths is taken, in
+    equal steps of their time: from end to end most of a curve would lie below the one width and above the other.
     """
     if timesteps < 2:
         raise ValueError(f"timesteps must be at least 2, got {timesteps}")
     if not 0 < sigma_min_ang < sigma_max_ang:
         raise ValueError(f"sigma_min_ang must be above 0 and below sigma_max_ang, got {sigma_min_ang}, {sigma_max_ang}")
-    time = np.arange(1, timesteps + 1) / timesteps  # (T,) in (0, 1]
     if name == "geometric":
         return Schedule(name, np.geomspace(sigma_min_ang, sigma_max_ang, timesteps))
+    time = np.linspace(0, 1, 100_001)[1:-1]
     if name == "linear":
-        beta = np.linspace(1e-4, 0.02, timesteps) * (1000 / timesteps)
-        alpha_bar = np.cumprod(1 - np.minimum(beta, 0.999))
+        alpha_bar = np.exp(-(0.1 * time + 9.95 * time**2))
     elif name == "cosine":
         alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     elif name == "sigmoid":
@@ -71,6 +72,12 @@ def make_schedule(
         alpha_bar = (1 / (1 + np.exp(6 * time - 3)) - ends[1]) / (ends[0] - ends[1])
     else:
         raise ValueError(f"no schedule {name!r}; there are {', '.join(get_args(ScheduleName))}")
-    alpha_bar = np.clip(alpha_bar, 1e-12, 1 - 1e-12)
-    sigma = np.clip(np.sqrt((1 - alpha_bar) / alpha_bar), sigma_min_ang, sigma_max_ang)
-    return Schedule(name, sigma)
+    curve = np.log((1 - alpha_bar) / alpha_bar) / 2  # (99_999,) ln sigma, ascending
+    first, last = np.log([sigma_min_ang, sigma_max_ang])
+    if first < curve[0] or last > curve[-1]:
+        low, high = np.exp(curve[[0, -1]])
+        raise ValueError(
+            f"the {name} schedule has widths of {low:.2g} to {high:.3g} Å, got {sigma_min_ang}, {sigma_max_ang}"
+        )
+    start, end = np.interp([first, last], curve, time)
+    return Schedule(name, np.exp(np.interp(np.linspace(start, end, timesteps), time, curve)))

@@ -105,7 +105,7 @@ def diffusion_schedule_analysis(
 ) -> Figure:
     """β_t, ᾱ_t, signal-to-noise ratio and width over the time steps; the other schedules by name stand beside it.
 
-    `limits_ang`: what σ is kept within. Where a schedule by name would leave them it stands still, with β = 0.
+    `limits_ang`: the widths that each schedule goes from and to.
     """
     timesteps = len(schedule.sigma_ang)
     names = [name for name in get_args(ScheduleName) if name != schedule.name]
@@ -126,7 +126,7 @@ def diffusion_schedule_analysis(
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     low, high = limits_ang
-    figure.suptitle(f"Noise schedule: {schedule.name}, {timesteps} steps, σ kept within {low:g}-{high:g} Å")
+    figure.suptitle(f"Noise schedule: {schedule.name}, {timesteps} steps, σ from {low:g} to {high:g} Å")
     return figure
 
 

@@ -19,9 +19,13 @@ from crystallm.cif_write import write_cif
 from crystallm.crystal import Crystal, Ints, lattice_from_parameters
 from crystallm.geometry import coordination_numbers, distance_violations, shortest_distance
 from crystallm.records import CIFRecord, write_records
+from crystallm.refine.compositions import MAX_KEPT, TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
+from crystallm.refine.loader import packed_crystals
 from crystallm.sample.formulas import PromptError, parse_formula
+from crystallm.train.loader import TokenShards
 from crystallm.version import __version__
+from tokenizer import CIFTokenizer
 from tokenizer.elements import ATOMIC_NUMBERS
 
 ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
@@ -33,7 +37,7 @@ MAX_SHOWN = 50  # verdicts printed
 class DiffuseConfig:
     """Raises ValueError, which says what was wrong and what is wanted."""
 
-    species: tuple[str, ...]  # of each atom in the cell
+    species: tuple[str, ...] | None = None  # of each atom in the cell; None: of training crystals drawn at random
     cell: tuple[float, ...] | None = None  # a, b, c (Å), alpha, beta, gamma (°), or a of a cube; None: generated too
     num: int = 1
     num_steps: int | None = None  # None: all of the model's schedule
@@ -43,9 +47,9 @@ class DiffuseConfig:
     rules: str = "default"  # checks: default | crystallm | cdvae
 
     def __post_init__(self) -> None:
-        if not self.species:
+        if self.species is not None and not self.species:
             raise ValueError("species names each atom in the cell, like Na Cl; got none")
-        for symbol in self.species:
+        for symbol in self.species or ():
             if symbol not in ATOMIC_NUMBERS:
                 raise ValueError(f"species are element symbols, one for each atom, like Na Cl; got {symbol!r}")
         if self.cell is not None and len(self.cell) not in (1, 6):
@@ -115,11 +119,12 @@ def diffuse(
 ) -> Iterator[Diffused]:
     """`config.num` crystals from noise, checked, one by one. The same seed gives the same crystals.
 
-    `info` as load_refiner gives it; its model hash goes into the provenance.
+    `info` as load_refiner gives it; its model hash goes into the provenance. ValueError, see model.sample, where no
+    species are given and the model keeps no training cells that fit.
     """
     seed = secrets.randbits(32) if config.seed is None else config.seed
     config = replace(config, seed=seed)
-    at_once = max(1, ATOMS_AT_ONCE // len(config.species))
+    at_once = max(1, ATOMS_AT_ONCE // _most_atoms(model, config))
     checks = FilterConfig(config.rules)
     settings = _settings(model, config)
     about = {"generator": "diffusion", "model_hash": (info or {}).get("model_hash", ""), "crystallm": __version__}
@@ -164,9 +169,29 @@ def run(
     return f"{more}\n{batch_table(batch)}\nseed {batch[0].seed}; {where}"
 
 
+def _most_atoms(model: CrystalDiffusionModel, config: DiffuseConfig) -> int:
+    if config.species is not None:
+        return len(config.species)
+    return int(model.training_cells.n_atoms.max()) if model.training_cells else 1
+
+
+def read_training_cells(path: str | Path, seed: int = 0) -> TrainingCells:
+    """Of the train split of token shards, or MAX_KEPT of its crystals drawn at random; for `model.training_cells`.
+
+    Raises FileNotFoundError, ValueError for a folder that holds no shards or no crystal.
+    """
+    shards = TokenShards(path, "train")
+    tokenizer = CIFTokenizer(shards.meta["vocabulary"])
+    shards.check_vocabulary(tokenizer)
+    places = np.random.default_rng(seed).permutation(len(shards))[:MAX_KEPT]
+    packed, _ = packed_crystals([tokenizer.decode(shards[int(place)]) for place in np.sort(places)])
+    return TrainingCells.of(packed, np.arange(len(packed)))
+
+
 def _settings(model: CrystalDiffusionModel, config: DiffuseConfig) -> dict[str, Any]:
     """Plain data: what, with the seed, makes the same crystals again."""
-    settings = asdict(config) | {"species": list(config.species), "cell": config.cell and list(config.cell)}
+    settings = asdict(config) | {"species": config.species and list(config.species)}
+    settings |= {"cell": config.cell and list(config.cell)}
     return settings | {"num_steps": config.num_steps or model.config.timesteps}
 
 

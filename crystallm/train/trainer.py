@@ -57,6 +57,7 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 20
     patience: int | None = None  # stop after so many evaluations without a better one
+    patience_on: str | None = None  # by this metric of evaluations, smaller is better; None: the loss
     resume: bool = True  # go on from <out>/last if it is there
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -134,6 +135,7 @@ class Trainer:
         self.step = 0
         self.elapsed = 0.0  # seconds of training, evaluations and checkpoints included
         self.best = math.inf
+        self.best_watched = math.inf  # of the metric that patience_on names
         self.evals_since_best = 0
         self.val: dict[str, float] = {}
         self._val_step = -1
@@ -258,7 +260,7 @@ class Trainer:
         self._val_step = self.step
         value = self.val[self.names[0]]
         better = value < self.best
-        self.evals_since_best = 0 if better else self.evals_since_best + 1
+        self._watch(value, better)
         if self.log is not None:
             self.log.write(self.step, "val", self.val)
         self._say(f"step {self.step}  validation {self.names[0]} {value:.3f}" + ("  best so far" if better else ""))
@@ -266,6 +268,18 @@ class Trainer:
             self.best = value
             self.save("best")
         self.processes.wait()
+
+    def _watch(self, loss: float, better: bool) -> None:
+        """Count the evaluations since the best one, by the loss or by what patience_on names."""
+        name = self.config.patience_on
+        if name is not None:
+            if self.processes.is_first and name not in self.val:
+                raise ValueError(f"patience_on={name!r} is not measured here; there are {', '.join(self.val)}")
+            # Callbacks run on the first process alone; all have to stop together.
+            loss = self.processes.largest([self.val.get(name, -math.inf)])[0]
+            better = loss < self.best_watched
+            self.best_watched = min(loss, self.best_watched)
+        self.evals_since_best = 0 if better else self.evals_since_best + 1
 
     def _log_training(self, window: _Window, rate: float) -> None:
         values, progress = window.close(), min(1.0, self.progress())
@@ -295,6 +309,7 @@ class Trainer:
             "batches": self.batches.state,
             "elapsed_s": self.elapsed,
             "best": self.best if math.isfinite(self.best) else None,
+            "best_watched": self.best_watched if math.isfinite(self.best_watched) else None,
             "evals_since_best": self.evals_since_best,
             "validation": self.val,
             "validation_step": self._val_step,
@@ -317,6 +332,8 @@ class Trainer:
         training = saved["training"]
         self.step, self.elapsed = training["step"], training["elapsed_s"]
         self.best = math.inf if training["best"] is None else training["best"]
+        watched = training.get("best_watched")  # runs begun before there was patience_on have none
+        self.best_watched = math.inf if watched is None else watched
         self.evals_since_best = training["evals_since_best"]
         self.val, self._val_step = training["validation"], training["validation_step"]
         self.batches.state = training["batches"]
@@ -401,7 +418,17 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 # What may differ between a run and its resumption without making it another run.
-FREE_KEYS = {"max_steps", "max_minutes", "eval_every", "save_every", "log_every", "patience", "resume", "out"}
+FREE_KEYS = {
+    "max_steps",
+    "max_minutes",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "patience",
+    "patience_on",
+    "resume",
+    "out",
+}
 FREE_KEYS |= {"device", "dtype", "compile", "threads", "clock", "wandb", "wandb_project", "init_from"}
 
 

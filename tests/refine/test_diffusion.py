@@ -105,7 +105,7 @@ def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDif
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"species": None}, "species says which atoms there are, got None"),
+        ({"species": None}, "got None, and this model's checkpoint keeps no training compositions"),
         ({"species": ["Xx"]}, "symbols or atomic numbers from 1 to 118, got 'Xx'"),
         ({"species": [0]}, "from 1 to 118, got 0"),
         ({"species": ["Al"], "batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -115,7 +115,15 @@ def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDif
         ({"species": ["Al"], "lattice": np.full((3, 3), np.nan)}, "finite"),
         ({"species": ["Al", "Al"], "max_atoms": 1}, "2 atoms exceed max_atoms=1"),
         ({"species": ["Al"], "mask": [True, False]}, "max_atoms=2 places each, got 2 and 1"),
+        ({"species": ["Al"], "mask": [[True], [True]]}, r"mask must be \(1,\) or \(1, 1\), got \(2, 1\)"),
         ({"species": ["Al"], "sampler": "euler"}, "no sampler 'euler'"),
+        ({"species": ["Al"], "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        (
+            {"species": ["Al"], "lattice": np.eye(3) * 0.02},
+            r"1 atoms .* faces are 0.02, 0.02, 0.02 Å apart see 1.3e\+08",
+        ),
+        ({"species": ["Al", "Al"], "lattice": [[3, 0, 0], [0, 3, 0], [0, 3, 1e-6]]}, "crystal 0: 2 atoms in a cell"),
+        ({"species": ["Al"], "lattice": [[3, 0, 0], [0, 3, 0], [0, 3, 1e-60]]}, "crystal 0: 1 atoms in a cell"),
         ({"species": ["Al"], "corrector_steps": 0}, "corrector_steps must be at least 1, got 0"),
     ],
 )

@@ -106,6 +106,13 @@ def test_epochs_go_over_the_supercells_and_validation_differs():
     assert not any(batch.is_symmetric.any() for batch in batches)
 
 
+@pytest.mark.parametrize("symmetric", [0.0, 0.7])
+def test_validation_has_symmetry_only_where_training_has_it(symmetric: float):
+    crystals = [supercell(one, (1, 1, 1)) for one in tutorial_structures()[:3]]
+    loader = CrystalLoader(packed_freely(crystals), CrystalDataConfig(symmetric=symmetric), cutoff_ang=5.0)
+    assert {bool(flag) for batch in loader.once() for flag in batch.is_symmetric} == {symmetric > 0}
+
+
 @pytest.mark.parametrize("settings", [{"variants": -1}, {"repeats": 0}, {"cells": ()}, {"cells": (0,)}])
 def test_bad_settings(settings: dict):
     with pytest.raises(ValueError, match="variants ≥ 0, repeats ≥ 1 and cells"):
@@ -128,6 +135,9 @@ def test_a_run_draws_test_structures_and_its_checkpoint_draws_too(root: Path, tm
     model, info = load_refiner(tmp_path / "run")
     assert info["data"]["tutorial"]["variants"] == 1
     assert model.sample(1, np.eye(3) * 4.05, ["Al"] * 4, seed=0)[0].n_atoms == 4
+    assert model.training_cells is not None and len(model.training_cells.n_atoms) == 6  # 3 prototypes, a variant each
+    drawn = model.sample(20, seed=0)
+    assert {(one.reduced_formula, one.n_atoms) for one in drawn} == {("Al", 4), ("Fe", 2), ("C", 8)}
 
 
 def test_an_unknown_key_of_the_tutorial_is_told(root: Path, tmp_path: Path):

@@ -20,10 +20,13 @@ from crystallm.sample.diffused import (
     batch_table,
     diffuse,
     read_species,
+    read_training_cells,
     run,
     write_batch,
 )
 from crystallm.sample.refined import load
+from crystallm.train.synthetic import write_shards
+from tokenizer import CIFTokenizer
 
 ALUMINIUM = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 DAY = date(2026, 1, 2)
@@ -123,6 +126,22 @@ def test_the_same_seed_draws_the_same_and_none_draws_anew(ignorant: CrystalDiffu
     assert np.array_equal(repeated[1].crystal.frac_coords, other[1].crystal.frac_coords)
 
 
+def test_without_species_they_are_those_of_shards(ignorant: CrystalDiffusionModel, tmp_path: Path):
+    cells = read_training_cells(write_shards(tmp_path / "shards", CIFTokenizer(), n_train=40, n_val=5))
+    assert 0 < len(cells.n_atoms) <= 40
+    model = CrystalDiffusionModel(ignorant.config)
+    with pytest.raises(ValueError, match="keeps no training compositions"):
+        list(diffuse(model, DiffuseConfig(seed=0)))
+    model.training_cells = cells
+    one, two = (list(diffuse(model, DiffuseConfig(num=4, num_steps=2, seed=9))) for _ in range(2))
+    known = {tuple(numbers) for numbers in cells.atomic_numbers}
+    assert all(tuple(np.sort(r.crystal.atomic_numbers)) in known for r in one)
+    assert [r.record.cif for r in one] == [r.record.cif for r in two]
+    assert one[0].settings["species"] is None
+    with pytest.raises(FileNotFoundError, match=r"no tokens_train\.npy here"):
+        read_training_cells(tmp_path / "nothing")
+
+
 def test_large_batches_are_cut_and_still_repeat(ignorant: CrystalDiffusionModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("crystallm.sample.diffused.ATOMS_AT_ONCE", 4)
     config = DiffuseConfig(("Na", "Cl"), (4.0, 4.0, 4.0, 90, 90, 120), num=5, seed=0)
@@ -196,8 +215,11 @@ def test_the_script_trains_generates_and_tells_errors(root: Path, tmp_path: Path
     first, _, third, _ = read_records(tmp_path / "made")
     assert first.cif.partition("\ndata_")[2] == third.cif.partition("\ndata_")[2]
     assert first.provenance["model_hash"] == load(f"{tmp_path}/run", "cpu")[1]["model_hash"]
+    free = ["--model", f"{tmp_path}/run", "--num", "3", "--seed", "2", "--no-save"]
+    assert script(*free) == script(*free)
     for wrong, message in (
         (["--species", "Qq"], "got 'Qq'"),
+        ([*free, "--cell", "1"], "a volume within a factor of 1.25 of 1.0"),
         (["--formula", "Al", "--cell", "-4"], "lengths must be positive"),
         (["--formula", "Al", "--model", str(tmp_path / "none")], "none"),
     ):

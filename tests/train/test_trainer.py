@@ -211,6 +211,22 @@ def test_early_stopping_keeps_the_best(tmp_path: Path):
     assert read_config(tmp_path / "best")["training"]["step"] == 5
 
 
+def test_patience_may_watch_another_metric(tmp_path: Path):
+    falling = iter([0.5, 0.2, 0.2, 0.3, 0.1])
+    settings = replace(FAST, patience=2, max_steps=100, patience_on="failed")
+
+    def share(model: nn.Module, step: int) -> dict[str, float]:
+        return {"failed": next(falling)}
+
+    trainer = line_trainer(tmp_path / "one", settings, callbacks=[share])
+    assert trainer.fit() == "early_stop" and trainer.step == 20  # the loss itself went on falling
+    assert losses(tmp_path / "one", "val", "failed") == [0.5, 0.2, 0.2, 0.3]
+    assert read_config(tmp_path / "one" / "last")["training"]["best_watched"] == 0.2
+    assert read_config(tmp_path / "one" / "best")["training"]["step"] == 20  # the best by loss is kept
+    with pytest.raises(ValueError, match="patience_on='failed' is not measured here; there are error"):
+        line_trainer(tmp_path / "two", settings).fit()
+
+
 def test_callbacks_see_the_model_that_is_released_and_add_to_the_metrics(tmp_path: Path):
     seen = []
 

@@ -1,0 +1,165 @@
+"""What draws the samples of a benchmark: the language model or the diffusion model, told the same of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from crystallm.benchmark.judge import Judged
+from crystallm.cif_write import write_cif
+from crystallm.crystal import Crystal
+from crystallm.records import CIFRecord
+from crystallm.refine.diffusion import CrystalDiffusionModel
+from crystallm.refine.diffusion import Sampler as Denoising
+from crystallm.sample.diffused import ATOMS_AT_ONCE
+from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.prompts import Prompt, PromptError, benchmark_prompt
+
+
+@dataclass(frozen=True)
+class Drawn:
+    records: list[CIFRecord]  # as many as wanted of each row asked, in the order of `asked`
+    asked: list[int]
+    refused: dict[int, str]  # why a row could not be asked
+
+
+class RowSampler(Protocol):
+    @property
+    def default_select(self) -> tuple[str, ...]:
+        """Ways to select an answer for which its records have the scores."""
+
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
+        """Samples for the rows, told the composition of their cells alone."""
+
+    def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TextSampler:
+    generator: Generator
+    config: GenerateConfig
+    formula_only: bool = False
+    default_select: tuple[str, ...] = ("likelihood", "self_consistency")
+
+    @property
+    def model_hash(self) -> str:
+        return str(self.generator.info.get("model_hash", ""))
+
+    @property
+    def device(self) -> str:
+        return str(next(self.generator.model.parameters()).device)
+
+    def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
+        config = replace(self.config, seed=seed)
+        prompts: dict[int, Prompt] = {}
+        refused: dict[int, str] = {}
+        for row, crystal in crystals.items():
+            try:
+                prompts[row] = self._prompt(crystal)
+            except PromptError as err:
+                refused[row] = f"prompt: {err}"
+        try:
+            records = self.generator.generate_from(list(prompts.values()), config) if prompts else []
+        except PromptError:  # of one of them: find it
+            for row, prompt in list(prompts.items()):
+                try:
+                    self.generator.form.begin(prompt, self.generator.form.best_constraints)
+                except PromptError as err:
+                    refused[row] = f"prompt: {err}"
+                    del prompts[row]
+            records = self.generator.generate_from(list(prompts.values()), config) if prompts else []
+        return Drawn(records, list(prompts), refused)
+
+    def _prompt(self, crystal: Crystal) -> Prompt:
+        """The reduced formula, and unless `formula_only` how many of it the given cell holds."""
+        if self.formula_only:
+            return self.generator.form.prompt(crystal.reduced_formula)
+        if self.generator.tokenizer.vocabulary.kind != "crystallm_v1":
+            return benchmark_prompt(crystal)
+        # CrystaLLM's prompt is the formula of a cell, and its benchmarks give that of the given one.
+        return self.generator.form.prompt("".join(f"{symbol}{n}" for symbol, n in crystal.composition.items()))
+
+    def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]:
+        """Mean negative log-likelihood of the true structures, whole and after the formula, under the grammar softmax.
+
+        Nothing for models that do not write the canonical text.
+        """
+        tokenizer, model = self.generator.tokenizer, self.generator.model
+        if tokenizer.vocabulary.kind != "lexemes":
+            return {}
+        keyword = tokenizer.id("\n_crystallm_primitive_formula_units ")
+        sequences = [np.array(tokenizer.encode(one.reference_text)) for one in judged if one.reference_text]
+        sequences = sorted((ids for ids in sequences if len(ids) <= model.config.block_size), key=len)
+        whole, given = [], []
+        for start in range(0, len(sequences), 64):
+            part = sequences[start : start + 64]
+            _, tokens = model.log_likelihood(part)
+            for ids, row in zip(part, tokens.cpu().numpy(), strict=True):
+                whole.append(-row.sum())
+                given.append(-row[int(np.argmax(ids == keyword)) + 1 :].sum())
+        if not whole:
+            return {"n_scored": 0}
+        return {
+            "n_scored": len(whole),
+            "nats_per_structure": float(np.mean(whole)),
+            "nats_given_formula": float(np.mean(given)),
+            "mean_tokens": float(np.mean([len(ids) for ids in sequences])),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionSampler:
+    """Atoms and cell from noise; of a row's cell the model is told the species and how many there are of each."""
+
+    model: CrystalDiffusionModel
+    info: dict[str, Any]  # as load_refiner gives it
+    num: int
+    num_steps: int | None = None  # None: all of the model's schedule
+    sampler: Denoising = "ancestral"
+    default_select: tuple[str, ...] = ()
+
+    @property
+    def model_hash(self) -> str:
+        return str(self.info["model_hash"])
+
+    @property
+    def device(self) -> str:
+        return str(next(self.model.parameters()).device)
+
+    def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
+        species = [np.sort(one.atomic_numbers).tolist() for one in crystals.values() for _ in range(self.num)]
+        about = {"generator": "diffusion", "model_hash": self.model_hash, "seed": seed, "sampler": self.sampler}
+        about["num_steps"] = self.num_steps or self.model.config.timesteps
+        records: list[CIFRecord] = []
+        for first, part in _batches(species):
+            drawn = self.model.sample(
+                len(part), None, part, num_steps=self.num_steps, sampler=self.sampler, seed=seed + first
+            )
+            for index, crystal in enumerate(drawn, start=first):
+                provenance = about | {"index": index}
+                records.append(CIFRecord(f"gen-{index:06d}", write_cif(crystal, provenance), provenance=provenance))
+        return Drawn(records, list(crystals), {})
+
+    def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]:
+        """A diffusion model gives none."""
+        return {}
+
+
+def _batches(species: list[list[int]]) -> list[tuple[int, list[list[int]]]]:
+    """(place of the first, species) of as many crystals each as fit into ATOMS_AT_ONCE."""
+    batches: list[tuple[int, list[list[int]]]] = []
+    n_atoms = 0
+    for place, one in enumerate(species):
+        if not batches or n_atoms + len(one) > ATOMS_AT_ONCE:
+            batches.append((place, []))
+            n_atoms = 0
+        batches[-1][1].append(one)
+        n_atoms += len(one)
+    return batches
