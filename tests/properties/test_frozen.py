@@ -246,7 +246,7 @@ def test_what_a_decoder_was_started_from_counts_too(decoder, tmp_path):
 
     model_hash = load_checkpoint(decoder)[2]["model_hash"]
     check_no_property_lines(started_from(tmp_path / "fine", model_hash))
-    with pytest.raises(ValueError, match="started from .*told: this decoder was trained with property lines"):
+    with pytest.raises(ValueError, match=r"started from .*told: this decoder was trained with property lines"):
         check_no_property_lines(started_from(tmp_path / "told", model_hash))
     for base, hash_ in ((tmp_path / "gone", model_hash), (tmp_path / "fine", "another")):
         with pytest.raises(ValueError, match="not there any more, so it is not known whether"):
@@ -255,7 +255,7 @@ def test_what_a_decoder_was_started_from_counts_too(decoder, tmp_path):
 
 def test_no_property_line_reaches_the_decoder(decoder, canonical, tmp_path):
     encoder = DecoderEncoder(*load_checkpoint(decoder), cache=tmp_path / "c")
-    with pytest.raises(ValueError, match="text 0 states a property, '# band_gap_ev \\+1.10'"):
+    with pytest.raises(ValueError, match=r"text 0 states a property, '# band_gap_ev \+1.10'"):
         encoder.collate(["# band_gap_ev +1.10\n" + canonical[0]])
 
 
