@@ -267,9 +267,10 @@ def _surroundings(
     oxidation: Mapping[str, float],
 ) -> list[Surroundings]:
     """Of the atoms `centres`."""
+    lattice, matrix = reduce_lattice(lattice)
+    frac_coords = frac_coords @ np.linalg.inv(matrix)
     nearest = shortest_distances(lattice, frac_coords[centres], frac_coords)  # (n_centres, n_atoms) Å
-    own_image = np.linalg.norm(reduce_lattice(lattice)[0][0])
-    nearest[np.arange(len(centres)), centres] = own_image
+    nearest[np.arange(len(centres)), centres] = np.linalg.norm(lattice[0])  # a site's own nearest image
     reach = nearest.min(axis=1) * (1 + POLAR_SHELL) + _SAME_ANG  # (n_centres,) Å
     i, j, _, distances = neighbour_pairs(lattice, frac_coords, float(reach.max()), centres.tolist())
     numbers, opposite = atomic_numbers.tolist(), _opposites(oxidation)
@@ -355,6 +356,9 @@ def _site_sentences(
     oxidation: Mapping[str, float],
 ) -> Iterator[Sentence]:
     """One for all the sites of which the same is said; where these are many, one for more and more alike ones."""
+    atoms_of_site: list[list[int]] = [[] for _ in surroundings]
+    for atom, site in enumerate(range(len(surroundings)) if sites is None else sites.site_of_atom.tolist()):
+        atoms_of_site[site].append(atom)
     species, places = {}, {}
     for row in rows:
         symbol = _symbol_of_rank()[row.rank]
@@ -380,7 +384,7 @@ def _site_sentences(
         coordination = _range(str(min(counts)), str(max(counts)))
         yield _sentence(
             "site",
-            members if sites is None else np.flatnonzero(np.isin(sites.site_of_atom, members)).tolist(),
+            sorted(atom for site in members for atom in atoms_of_site[site]),
             who=species[members[0]] + place + many,
             neighbours=f"{coordination} neighbour" + ("" if coordination == "1" else "s"),
             bonds=_bonds([surroundings[site] for site in members]),

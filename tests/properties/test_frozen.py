@@ -255,7 +255,7 @@ def test_what_a_decoder_was_started_from_counts_too(decoder, tmp_path):
 
 def test_no_property_line_reaches_the_decoder(decoder, canonical, tmp_path):
     encoder = DecoderEncoder(*load_checkpoint(decoder), cache=tmp_path / "c")
-    with pytest.raises(ValueError, match=r"text 0 states a property, '# band_gap_ev \+1\.10'"):
+    with pytest.raises(ValueError, match=r"text 0 states a property, '# band_gap_ev \+1.10'"):
         encoder.collate(["# band_gap_ev +1.10\n" + canonical[0]])
 
 
