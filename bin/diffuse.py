@@ -17,7 +17,7 @@ from crystallm.config import load_config
 from crystallm.refine.diffusion import Sampler
 from crystallm.sample.diffused import DiffuseConfig, read_species, read_training_cells, run
 from crystallm.sample.refined import load
-from crystallm.training import RefinerRunConfig, train_refiner
+from crystallm.training.refiner import RefinerRunConfig, train_refiner
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from crystallm.config import ConfigError
-from crystallm.training import train
+from crystallm.training.run import train
 
 if __name__ == "__main__":
     try:

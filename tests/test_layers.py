@@ -20,10 +20,7 @@ LAYERS = {
     2: [f"crystallm.{name}" for name in ("data", "model", "train", "checks", "refine")],
     2.5: ["crystallm.properties"],  # reads texts with a decoder of crystallm.model, if asked to
     3: [f"crystallm.{name}" for name in ("sample", "metrics", "rank")],
-    4: [
-        f"crystallm.{name}"
-        for name in ("rl", "report", "benchmark", "speed", "pipeline", "training", "predictor_training", "cli")
-    ],
+    4: [f"crystallm.{name}" for name in ("rl", "report", "benchmark", "speed", "pipeline", "training", "cli")],
     5: ["bin", "config", "resources", "tests", "setup"],
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}

@@ -106,7 +106,7 @@ def volumes_agree(samples: SampleSet, tables: Sequence[str]) -> np.ndarray:
         known |= {name: volume / n for name, volume, n in rows}
     own = np.abs(np.linalg.det(samples.lattices)) / samples.n_atoms
     then = np.array([known.get(name, np.nan) for name in samples.ids])
-    return np.abs(own / then - 1) <= AGREES  # type: ignore[no-any-return]
+    return np.abs(own / then - 1) <= AGREES
 
 
 def property_table(results: Sequence[dict[str, Any]]) -> str:

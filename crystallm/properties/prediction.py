@@ -50,7 +50,7 @@ class Predictor:
     @property
     def texts(self) -> Texts:
         """What its text encoder reads"""
-        reads = {encoder.reads for encoder in self.model.encoders.values()}
+        reads = {encoder.reads for encoder in self.model.encoders_by_modality().values()}
         return Texts(description="description" in reads, canonical="canonical" in reads)
 
     def target(self, name: str) -> Target:
@@ -72,7 +72,7 @@ class Predictor:
 
         Where one modality is missing the branch of the other answers; `branch` forces one for all.
         """
-        encoders = {name: e for name, e in self.model.encoders.items() if name not in without}
+        encoders = {name: e for name, e in self.model.encoders_by_modality().items() if name not in without}
         if not encoders:
             raise ValueError("no structure and no text: nothing to predict from")
         n, k = len(samples), len(self.targets)
@@ -85,14 +85,14 @@ class Predictor:
             for name in set(answering):
                 rows = np.array([place for place, own in enumerate(answering) if own == name])
                 mean, log_width = (value.double().cpu().numpy()[rows] for value in predictions[name])
+                for place in rows:
+                    branches[chosen[place]] = name
                 values[chosen[rows]] = mean
                 errors[chosen[rows]] = np.exp(log_width) * [t.error_factors.get(name, 1.0) for t in self.model.targets]
-            for place, name in zip(chosen, answering, strict=True):
-                branches[place] = name
         means, scales = (value.double().cpu().numpy() for value in self.model.scaling())
         values = values * scales + means
-        for column, name in enumerate(self.targets):
-            if name.startswith(NON_NEGATIVE):
+        for column, target in enumerate(self.targets):
+            if target.startswith(NON_NEGATIVE):
                 values[:, column] = values[:, column].clip(min=0)
         return Predictions(self.targets, values, errors * scales, branches)
 
@@ -137,7 +137,7 @@ class Predictor:
     @property
     def most_atoms(self) -> int:
         """In a cell that it looks at"""
-        encoder = dict(self.model.encoders.items()).get("structure")
+        encoder = self.model.encoders_by_modality().get("structure")
         return encoder.config.max_atoms if isinstance(encoder, StructureEncoder) else 10**9
 
 

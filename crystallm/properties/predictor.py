@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from crystallm.properties.encoding import Encoder, Encoding, Part
 from crystallm.properties.fusion import FUSIONS, FusionName
 
-MODALITIES = ("structure", "text")
 Branch = Literal["fused", "structure", "text"]
+MODALITIES: tuple[Branch, Branch] = ("structure", "text")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class PropertyPredictor(nn.Module):
         if len(self.encoders) != len(encoders) or not set(self.encoders) <= set(MODALITIES) or not encoders:
             got = [encoder.modality for encoder in encoders]
             raise ValueError(f"one encoder for each of {' and '.join(MODALITIES)} at most, and one at least, got {got}")
-        self.branches: tuple[Branch, ...] = tuple(self.encoders) if len(encoders) == 1 else ("fused", *self.encoders)  # type: ignore[assignment]
+        alone: tuple[Branch, ...] = tuple(name for name in MODALITIES if name in self.encoders)
+        self.branches: tuple[Branch, ...] = alone if len(alone) == 1 else ("fused", *alone)
         width, n = config.width, len(targets)
         self.bridges = nn.ModuleDict({name: nn.Linear(e.width, width) for name, e in self.encoders.items()})  # type: ignore[arg-type]
         self.missing = nn.ParameterDict({name: torch.zeros(width) for name in self.encoders})
@@ -108,6 +109,9 @@ class PropertyPredictor(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The layers whose matrices Muon trains."""
         return nn.ModuleList([block for encoder in self.encoders.values() for block in getattr(encoder, "blocks", [])])
+
+    def encoders_by_modality(self) -> dict[str, Encoder]:
+        return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)}
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """means and scales of the targets (n_targets,)"""

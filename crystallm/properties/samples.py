@@ -185,7 +185,7 @@ def read_samples(path: Path) -> SampleSet:
         return np.array(column.flatten())
 
     def words(name: str) -> list[str]:
-        return table[name].to_pylist()  # type: ignore[no-any-return]
+        return table[name].to_pylist()
 
     frac = flat("frac_coords").reshape(-1, 3)
     n_atoms = np.diff(np.array(table["atomic_numbers"].chunk(0).offsets)) if table.num_rows else np.zeros(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,6 @@ import torch
 from crystallm.cif_write import write_cif
 from crystallm.config import ConfigError, load_config
 from crystallm.crystal import Crystal
-from crystallm.predictor_training import (
-    PredictorRunConfig,
-    linear_cka,
-    modality_balance,
-    train_predictor,
-)
 from crystallm.properties.calibration import calibrated_targets, coverage
 from crystallm.properties.checkpoint import (
     PredictorConfig,
@@ -44,6 +39,12 @@ from crystallm.properties.samples import (
 from crystallm.properties.structure import StructureConfig
 from crystallm.properties.tables import PropertyDataConfig, sample_splits
 from crystallm.records import CIFRecord
+from crystallm.training.predictor import (
+    PredictorRunConfig,
+    linear_cka,
+    modality_balance,
+    train_predictor,
+)
 
 SMALL = StructureConfig(width=16, n_layer=1, n_head=2, cutoff_ang=4.0)
 WORDS = TextConfig(width=16, n_layer=1, n_head=2)
@@ -75,9 +76,9 @@ def samples() -> SampleSet:
     return made
 
 
-def predictor(fusion: str = "gated", **head: float) -> PropertyPredictor:
+def predictor(fusion: str = "gated", **head: Any) -> PropertyPredictor:
     torch.manual_seed(0)
-    config = PredictorConfig(SMALL, WORDS, HeadConfig(fusion=fusion, width=16, **head))  # type: ignore[arg-type]
+    config = PredictorConfig(SMALL, WORDS, HeadConfig(fusion=fusion, width=16, **head))
     model = build_predictor(config, TARGETS)
     for parameter in model.missing.values():
         torch.nn.init.normal_(parameter)
@@ -151,7 +152,7 @@ def test_held_out_formulas_are_not_trained_on(samples: SampleSet, tmp_path: Path
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_hears_both_modalities(samples: SampleSet, fusion: str) -> None:
     model = predictor(fusion)
-    batch = BatchMaker(samples, dict(model.encoders)).batch(np.arange(6))  # type: ignore[arg-type]
+    batch = BatchMaker(samples, model.encoders_by_modality()).batch(np.arange(6))
     found = modality_balance(model, replace(batch, targets=torch.tensor(samples.labels([t.name for t in TARGETS])[:6])))
     assert found["gradient_structure"] > 1e-4 and found["gradient_text"] > 1e-4
     assert 0 <= found["alignment"] <= 1
@@ -185,7 +186,7 @@ def test_a_missing_modality_is_the_single_branch(samples: SampleSet) -> None:
 
 def test_missing_labels_teach_nothing(samples: SampleSet) -> None:
     model = predictor()
-    maker = BatchMaker(samples, dict(model.encoders), samples.labels([t.name for t in TARGETS]))  # type: ignore[arg-type]
+    maker = BatchMaker(samples, model.encoders_by_modality(), samples.labels([t.name for t in TARGETS]))
     batch = maker.batch(np.array([1, 2]))  # rows without a band gap
     model.loss(batch).total.backward()
     last = model.heads["fused"].value[-1].weight.grad  # type: ignore[union-attr, index]
@@ -208,11 +209,11 @@ def test_groups_hold_what_they_may() -> None:
 
 
 def test_loader_repeats_and_goes_on_where_it_stood(samples: SampleSet) -> None:
-    encoders = dict(predictor().encoders)
+    encoders = predictor().encoders_by_modality()
     config = LoaderConfig(batch_samples=7)
 
     def loader() -> PropertyLoader:
-        return PropertyLoader(samples, np.arange(40), encoders, ["heat_ev_per_atom"], config, seed=5)  # type: ignore[arg-type]
+        return PropertyLoader(samples, np.arange(40), encoders, ["heat_ev_per_atom"], config, seed=5)
 
     first = [batch.targets for batch in loader().take(12)]
     again = loader()

@@ -25,7 +25,7 @@ from crystallm.refine.tutorial import (
     validation_crystals,
 )
 from crystallm.train.metrics import read_metrics
-from crystallm.training import train
+from crystallm.training.run import train
 
 # Space group, g/cm³, neighbours
 KNOWN = {"fcc": ("Al", 225, 2.70, 12), "bcc": ("Fe", 229, 7.87, 8), "diamond": ("C", 227, 3.51, 4)}

@@ -21,7 +21,6 @@ from crystallm.properties.checkpoint import (
     predictor_info,
     texts_of,
 )
-from crystallm.properties.encoding import Encoder
 from crystallm.properties.loader import PropertyLoader
 from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SPLITS, Rejected, SampleSet, write_split_file
@@ -63,7 +62,7 @@ def train_predictor(config: PredictorRunConfig) -> str:
             raise ValueError(f"{config.init_from} predicts {[t.name for t in model.targets]}, data.targets are {names}")
     else:
         model = build_predictor(config.predictor, fitted_targets(samples, chosen["train"], names))
-    encoders = {name: _encoder(module) for name, module in model.encoders.items()}
+    encoders = model.encoders_by_modality()
     share = (config.train.seed, processes.rank, processes.world)
     train = PropertyLoader(samples, chosen["train"], encoders, names, config.data.loader, *share)
     val_places = _some(places["val"], config.data.max_val, config.train.seed)
@@ -159,11 +158,6 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     cross = (first.T @ second).square().sum()
     own = (first.T @ first).norm() * (second.T @ second).norm()
     return float(cross / own.clamp(min=1e-12))
-
-
-def _encoder(module: nn.Module) -> Encoder:
-    assert isinstance(module, Encoder)
-    return module
 
 
 def _say(

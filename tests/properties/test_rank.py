@@ -1,0 +1,99 @@
+"""Predictions for files, and samples in the order of a predicted property."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from crystallm.cif_write import write_cif
+from crystallm.config import to_dict
+from crystallm.crystal import Crystal
+from crystallm.properties.checkpoint import PredictorConfig, build_predictor, predictor_info
+from crystallm.properties.predictor import HeadConfig, Target
+from crystallm.properties.structure import StructureConfig
+from crystallm.rank import predict_paths
+from crystallm.records import CIFRecord
+from crystallm.sample.ranking import Ranking
+from crystallm.sample.report import table
+from crystallm.sample.scorers import find_scorer
+from crystallm.train.checkpoint import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A predictor with random weights"""
+    torch.manual_seed(0)
+    config = PredictorConfig(StructureConfig(16, 1, 2, cutoff_ang=4.0), None, HeadConfig(width=16))
+    targets = [Target("formation_energy_ev_per_atom", -1.0, 0.7), Target("band_gap_ev", 1.0, 1.5)]
+    model = build_predictor(config, targets)
+    folder = tmp_path_factory.mktemp("predictor") / "run"
+    write_checkpoint(folder, {"model": dict(model.named_parameters())}, predictor_info(config, targets))
+    assert to_dict(targets[0])["error_factors"] == {}
+    return str(folder)
+
+
+def records() -> list[CIFRecord]:
+    found = []
+    for k, (symbol, a) in enumerate([("Na", 5.6), ("K", 6.3), ("Li", 5.1), ("Rb", 6.6)]):
+        cell = (a / 2**0.5,) * 3 + (60.0,) * 3
+        crystal = Crystal.from_parameters(cell, [[0, 0, 0], [0.5, 0.5, 0.5]], [symbol, "Cl"])
+        found.append(
+            CIFRecord(f"gen-{k}", write_cif(crystal), prompt="ab"[k % 2], scores={"log_likelihood_nats": -1.0})
+        )
+    return found
+
+
+def test_samples_come_in_the_order_of_the_property(checkpoint: str) -> None:
+    ranking = Ranking.find("formation_energy", checkpoint)
+    given = [*records(), replace(records()[0], id="gone", rejected_by="bonds", prompt="a")]
+    ordered = ranking.order(given)
+    assert sorted(r.id for r in ordered) == sorted(r.id for r in given) and ordered[-1].id == "gone"
+    by_prompt = {p: [r.scores[ranking.score] for r in ordered[:-1] if r.prompt == p] for p in "ab"}
+    assert [r.prompt for r in ordered[:-1]] == ["a", "a", "b", "b"]
+    assert all(values == sorted(values) for values in by_prompt.values())
+    highest = Ranking.find("max:formation_energy", checkpoint).order(given)
+    assert [r.id for r in highest[:2]] == [r.id for r in ordered[:2]][::-1]
+    assert ordered[0].provenance["ranked_by"]["property"] == "formation_energy_ev_per_atom"
+    assert not Ranking.find("band_gap", checkpoint).lowest_first
+    text = table(ordered, ranking=ranking).splitlines()
+    assert "formation energy" in text[0] and "eV/atom" in text[1] and " ± " in text[2]
+
+
+def test_a_property_leads_a_search(checkpoint: str) -> None:
+    scorer = find_scorer("formation_energy", checkpoint)
+    scored, values = scorer.apply(records())
+    assert not scorer.higher_is_better and scorer.selection == "min:predicted_formation_energy_ev_per_atom"
+    assert values[0] == pytest.approx(-scored[0].scores["predicted_formation_energy_ev_per_atom"])
+    with pytest.raises(
+        ValueError, match="no scorer 'hardness'; there are likelihood, density, volume_per_atom, band_gap"
+    ):
+        find_scorer("hardness", checkpoint)
+
+
+def test_files_are_predicted_row_by_row(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for record in records():
+        (folder / f"{record.id}.cif").write_text(record.cif)
+    (folder / "broken.cif").write_text("data_x\n_cell_length_a 3\n")
+    assert predict_paths([folder], checkpoint, tmp_path / "p.parquet", workers=0) == 5
+    rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [row["id"] for row in rows if row["rejected_by"]] == ["broken"]
+    good = [row for row in rows if not row["rejected_by"]]
+    assert all(np.isfinite(row["formation_energy_ev_per_atom"]) and row["band_gap_ev"] >= 0 for row in good)
+    assert all(row["formation_energy_ev_per_atom_error"] > 0 for row in good)
+    assert "4 of 5 predicted" in capsys.readouterr().out
+    predict_paths([folder], checkpoint, tmp_path / "p.csv", workers=0)
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert header.replace('"', "").startswith(
+        "id,formation_energy_ev_per_atom,formation_energy_ev_per_atom_error,band_gap_ev"
+    )
+    with pytest.raises(ValueError, match=r"written as \.csv or \.parquet"):
+        predict_paths([folder], checkpoint, tmp_path / "p.xlsx", workers=0)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        predict_paths([tmp_path / "nowhere"], checkpoint, workers=0)
