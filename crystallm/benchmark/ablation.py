@@ -1,4 +1,4 @@
-"""Which choices earn their place: train with one thing changed, judge by what the models generate.
+"""Which choices earn their place: train with one thing changed, judge by what the models generate, or predict.
 
     run_ablation(load_config(AblationConfig, ["config/ablations.yaml"]))
 
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from crystallm.resources import resource_path
 @dataclass(frozen=True)
 class Row:
     train: tuple[str, ...] = ()  # arguments of bin/train.py, after the base's
-    benchmark: tuple[str, ...] = ()  # arguments of bin/benchmark_csp.py, after the base's
+    benchmark: tuple[str, ...] = ()  # arguments of the judging benchmark, after the base's
     same_model_as: str | None = None  # this row's models, so that only the benchmark differs
 
 
@@ -37,7 +37,8 @@ class AblationConfig:
     out: str
     minutes: float  # of CPU time for each training
     train: tuple[str, ...]  # arguments of bin/train.py for all rows
-    benchmark: tuple[str, ...]  # arguments of bin/benchmark_csp.py for all rows
+    benchmark: tuple[str, ...]  # arguments of the judging benchmark for all rows
+    judge: Literal["csp", "properties"] = "csp"  # bin/benchmark_csp.py or bin/benchmark_properties.py
     rows: dict[str, Row] = field(default_factory=dict)  # the first is what the others are compared with
     seeds: tuple[int, ...] = (0, 1)
     only: tuple[str, ...] = ()  # rows to run; none named: all
@@ -77,10 +78,14 @@ def _run_one(config: AblationConfig, name: str, seed: int) -> dict[str, Any]:
         if error := _command("bin/train.py", arguments, model.parent / "train.log"):
             return {"error": error}
         (model / "done").touch()
-    benchmark = ["--model", str(model), "--out", str(folder / "csp"), "--seed", str(seed)]
-    if error := _command("bin/benchmark_csp.py", [*config.benchmark, *row.benchmark, *benchmark], folder / "csp.log"):
+    arguments = [*config.benchmark, *row.benchmark]
+    if config.judge == "csp":
+        arguments += ["--model", str(model), "--out", str(folder / "csp"), "--seed", str(seed)]
+    else:
+        arguments += [str(model), "--json", str(folder / "properties.json")]
+    if error := _command(f"bin/benchmark_{config.judge}.py", arguments, folder / f"{config.judge}.log"):
         return {"error": error}
-    return _figures(model, folder / "csp")
+    return _figures(model, folder / "csp") if config.judge == "csp" else _errors(model, folder / "properties.json")
 
 
 def _command(script: str, arguments: Sequence[str], log: Path) -> str | None:
@@ -112,14 +117,52 @@ def _figures(model: Path, csp: Path) -> dict[str, Any]:
     }
 
 
+def _errors(model: Path, file: Path) -> dict[str, Any]:
+    """Mean absolute errors of a predictor by branch and property"""
+    [results] = json.loads(file.read_text(encoding="utf-8"))
+    errors = {
+        f"{branch} {name}": one["mae"]
+        for branch, targets in results["branches"].items()
+        for name, one in targets.items()
+    }
+    log = [json.loads(line) for line in (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    answering = {f"MAE {name}": errors[f"{results['answering']} {name}"] for name in results["coverage"]}
+    return {"steps": [line for line in log if line["kind"] == "val"][-1]["step"], **answering, **errors}
+
+
+class Column(NamedTuple):
+    figure: str
+    heading: str
+    factor: float = 1.0
+    decimals: int = 1
+    compared: bool = True  # with the base's, seed by seed
+
+
+def _columns(figures: Mapping[str, Any]) -> list[Column]:
+    """Of a table of such figures"""
+    if "nats" not in figures:
+        names = [name for name in figures if name != "steps"]
+        return [
+            *(Column(name, name, decimals=4) for name in names),
+            Column("steps", "steps", decimals=0, compared=False),
+        ]
+    rates = [Column(name, f"match rate {name} %", 100) for name in figures if name.startswith("n=")]
+    others = [Column("valid", "valid %", 100), Column("nats", "nats per structure")]
+    plain = [Column("tokens", "tokens", compared=False), Column("steps", "steps", decimals=0, compared=False)]
+    return [*rates, *others, *plain]
+
+
 def ablation_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], base: str) -> str:
     """Means over the seeds, the difference from the base's with the seeds' own spread, in Markdown.
 
     ± is half the range over the seeds of the difference from the base with the same seed.
     """
-    measured = [one for by_seed in results.values() for one in by_seed.values() if "error" not in one]
-    rates = [name for name in (measured[0] if measured else {}) if name.startswith("n=")]
-    heads = ["changed", *(f"match rate {name} %" for name in rates), "valid %", "nats per structure", "tokens", "steps"]
+    columns: list[Column] = []  # of all rows: a row of another kind of model may lack some
+    for by_seed in results.values():
+        for one in by_seed.values():
+            columns += [] if "error" in one else [c for c in _columns(one) if c not in columns]
+    columns.sort(key=lambda column: not column.compared)
+    heads = ["changed", *(column.heading for column in columns)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, by_seed in results.items():
         errors = [one["error"] for one in by_seed.values() if "error" in one]
@@ -127,27 +170,23 @@ def ablation_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], base:
             lines.append(f"| {name} | {errors[0].replace('|', '/')} {'| ' * (len(heads) - 2)}|")
             continue
         reference = None if name == base else results.get(base)
-        cells = [
-            _cell(by_seed, reference, figure, 1 if figure == "nats" else 100) for figure in (*rates, "valid", "nats")
-        ]
-        mean = {key: float(np.mean([one[key] for one in by_seed.values()])) for key in ("tokens", "steps")}
-        lines.append(f"| {name} | {' | '.join(cells)} | {mean['tokens']:.1f} | {mean['steps']:.0f} |")
+        lines.append(f"| {' | '.join([name, *(_cell(by_seed, reference, column) for column in columns)])} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(
-    by_seed: Mapping[int, Mapping[str, Any]],
-    reference: Mapping[int, Mapping[str, Any]] | None,
-    figure: str,
-    factor: float,
+    by_seed: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]] | None, column: Column
 ) -> str:
-    mean = factor * float(np.mean([one[figure] for one in by_seed.values()]))
-    if reference is None or any("error" in one for one in reference.values()):
-        return f"{mean:.1f}"
-    differences = [factor * (one[figure] - reference[seed][figure]) for seed, one in by_seed.items()]
+    name, digits = column.figure, column.decimals
+    if any(name not in one for one in by_seed.values()):
+        return "–"
+    mean = column.factor * float(np.mean([one[name] for one in by_seed.values()]))
+    if not column.compared or reference is None or any(name not in one for one in reference.values()):
+        return f"{mean:.{digits}f}"
+    differences = [column.factor * (one[name] - reference[seed][name]) for seed, one in by_seed.items()]
     spread = (max(differences) - min(differences)) / 2 if len(differences) > 1 else math.nan
-    shown = f"{np.mean(differences):+.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
-    return f"{mean:.1f} ({shown})"
+    shown = f"{np.mean(differences):+.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+    return f"{mean:.{digits}f} ({shown})"
 
 
 def _slug(name: str) -> str:

@@ -27,6 +27,7 @@ from crystallm.properties.samples import (
     write_samples,
 )
 from crystallm.records import CIFRecord
+from crystallm.resources import resource_path
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:
         shares = (1 - data.val_share - data.test_share, data.val_share, data.test_share)
         splits = split_at_random(keys, shares, data.split_seed)
     else:
-        by_id = read_split_file(data.split)
+        by_id = read_split_file(data.split if Path(data.split).exists() else resource_path(data.split))
         splits = [by_id.get(name, "") for name in samples.ids]
     found = np.array(splits, dtype="U5")
     if data.exclude:
