@@ -1,7 +1,8 @@
 """Whether a predicted property finds the right crystal among samples: the answers of a benchmark's run, ranked.
 
 Each target's valid samples are ranked by the predicted value; its first is matched as the run matched it, beside the
-first sample drawn and what the run's own selections took, which cost no prediction.
+first sample drawn and what the run's own selections took, which cost no prediction. Besides, self-consistency with
+votes that count exp(-value / w): what most samples agree on, unless its value speaks against it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
+from crystallm.sample.selection import by_cluster
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class RankingConfig:
     run: str  # folder of a run of bin/benchmark_csp.py
     by: str = "formation_energy"  # property of the predictor; the lowest wins
     model: str | None = None  # predictor; None: the bundled one
+    votes: tuple[float, ...] = (0.1,)  # widths w, in the property's unit: each sample votes with exp(-value / w)
     limit: int | None = None  # the first so many chunks of the run
     device: str = "cpu"
 
@@ -37,7 +40,8 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     folder = RunFolder(run, identity)
     predictor = Predictor.load(config.model, config.device)
     name = score_name(predictor.target(config.by).name)
-    ways = ("first", *settings["select"], config.by)
+    voting = {f"self_consistency, votes exp(-{config.by} / {width:g})": width for width in config.votes}
+    ways = ("first", *settings["select"], config.by, *voting)
     rms: dict[str, list[float]] = {way: [] for way in ways}
     n_predicted, cpu_s = 0, 0.0
     chunk = 0
@@ -50,6 +54,7 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         cpu = time.process_time()
         scored = predictor.score([r for one in judged for r in by_id.get(one.id, [])])
         cpu_s += time.process_time() - cpu
+        by_name = {record.id: record for record in scored}
         values = {record.id: record.scores.get(name, np.nan) for record in scored}
         n_predicted += len(scored)
         for one in judged:
@@ -58,7 +63,13 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
                 rms[way].append(one.rms[place] if place >= 0 else np.nan)
             own = np.array([values.get(f"{one.id}/{k:03d}", np.nan) for k in range(len(one.rms))])
             own[[bool(reason) for reason in one.rejected_by]] = np.nan
-            rms[config.by].append(one.rms[int(np.nanargmin(own))] if np.isfinite(own).any() else np.nan)
+            usable = np.flatnonzero(np.isfinite(own))
+            rms[config.by].append(one.rms[int(np.nanargmin(own))] if len(usable) else np.nan)
+            drawn = [by_name[f"{one.id}/{k:03d}"] for k in usable]
+            for way, width in voting.items():
+                weights = np.exp(-(own[usable] - own[usable].min(initial=np.inf)) / width)
+                place = by_cluster(drawn, lambda _, weights=weights: weights) if len(usable) else None  # type: ignore[misc]
+                rms[way].append(np.nan if place is None else one.rms[int(usable[place])])
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")
