@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
             drawn = [by_name[f"{one.id}/{k:03d}"] for k in usable]
             for way, width in voting.items():
                 weights = np.exp(-(own[usable] - own[usable].min(initial=np.inf)) / width)
-                place = by_cluster(drawn, lambda _, weights=weights: weights) if len(usable) else None  # type: ignore[misc]
-                rms[way].append(np.nan if place is None else one.rms[int(usable[place])])
+                rms[way].append(one.rms[usable[_heaviest(drawn, weights)]] if drawn else np.nan)
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")
@@ -84,6 +84,10 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         "predict_cpu_ms": 1000 * cpu_s / max(1, n_predicted),
         "answers": {way: vars(score(np.array(own)[:, None])) for way, own in rms.items()},
     }
+
+
+def _heaviest(records: Sequence[CIFRecord], weights: np.ndarray) -> int:
+    return by_cluster(records, lambda _: weights)
 
 
 def ranking_table(results: dict[str, Any]) -> str:
