@@ -28,6 +28,7 @@ class RankingConfig:
     run: str  # folder of a run of bin/benchmark_csp.py
     by: str = "formation_energy"  # property of the predictor; the lowest wins
     model: str | None = None  # predictor; None: the bundled one
+    caution: tuple[float, ...] = (1.0,)  # besides, by value + c times the expected error
     votes: tuple[float, ...] = (0.1,)  # widths w, in the property's unit: each sample votes with exp(-value / w)
     limit: int | None = None  # the first so many chunks of the run
     device: str = "cpu"
@@ -41,8 +42,9 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     folder = RunFolder(run, identity)
     predictor = Predictor.load(config.model, config.device)
     name = score_name(predictor.target(config.by).name)
+    careful = {f"{config.by} + {c:g} × its expected error": c for c in config.caution}
     voting = {f"self_consistency, votes exp(-{config.by} / {width:g})": width for width in config.votes}
-    ways = ("first", *settings["select"], config.by, *voting)
+    ways = ("first", *settings["select"], config.by, *careful, *voting)
     rms: dict[str, list[float]] = {way: [] for way in ways}
     n_predicted, cpu_s = 0, 0.0
     chunk = 0
@@ -57,6 +59,7 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         cpu_s += time.process_time() - cpu
         by_name = {record.id: record for record in scored}
         values = {record.id: record.scores.get(name, np.nan) for record in scored}
+        widths = {record.id: record.scores.get(f"{name}_error", np.nan) for record in scored}
         n_predicted += len(scored)
         for one in judged:
             rms["first"].append(one.rms[0])
@@ -65,7 +68,10 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
             own = np.array([values.get(f"{one.id}/{k:03d}", np.nan) for k in range(len(one.rms))])
             own[[bool(reason) for reason in one.rejected_by]] = np.nan
             usable = np.flatnonzero(np.isfinite(own))
-            rms[config.by].append(one.rms[int(np.nanargmin(own))] if len(usable) else np.nan)
+            errors = np.array([widths.get(f"{one.id}/{k:03d}", np.nan) for k in range(len(one.rms))])
+            for way, factor in {config.by: 0.0, **careful}.items():
+                bound = own + factor * errors
+                rms[way].append(one.rms[int(np.nanargmin(bound))] if len(usable) else np.nan)
             drawn = [by_name[f"{one.id}/{k:03d}"] for k in usable]
             for way, width in voting.items():
                 weights = np.exp(-(own[usable] - own[usable].min(initial=np.inf)) / width)
