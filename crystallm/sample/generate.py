@@ -174,7 +174,8 @@ class Generator:
 
         model, info = load(config.refiner, config.device)
         checks = FilterConfig(config.rules, workers=config.workers)
-        return refine_checked(records, model, RefineConfig(), checks, info["model_hash"])
+        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
+        return refine_checked(records, model, refine, checks, info["model_hash"])
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""

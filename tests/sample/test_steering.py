@@ -549,6 +549,16 @@ def test_fcc_with_a_lattice_constant(checkpoint: str, capsys: pytest.CaptureFixt
     assert "rounded: a 4.0495 to 4.05" in out
 
 
+def test_refining_leaves_a_cell_that_was_asked_for(checkpoint: str) -> None:
+    settings = {"space_group": "P4/nmm", "num": 4, "seed": 0, "model": checkpoint, "formula_units": 2, "refine": True}
+    asked = generate("LiFe", cell={"a": 5.0, "c": 6.5}, **settings)
+    kept = [record for record in asked if record.rejected_by is None and "refined" in record.provenance]
+    assert kept
+    for record in kept:
+        assert record.crystal is not None
+        assert np.allclose(np.linalg.norm(record.crystal.lattice, axis=1), (5.0, 5.0, 6.5), atol=1e-3)
+
+
 def test_the_script_takes_them(checkpoint: str, root: Path) -> None:
     def script(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(root / "bin/sample.py"), "--model", checkpoint, "--device", "cpu", *arguments]
