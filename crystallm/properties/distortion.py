@@ -15,6 +15,7 @@ from crystallm.properties.samples import SampleSet
 
 DISTORTION = "distortion_ang"
 SCALE_ANG = 0.3  # in which its errors count
+STIFFNESS = 4.0  # eV/Å² an atom: an energy is ranked with half of it times the squared distortion on top
 
 
 @dataclass(frozen=True)
