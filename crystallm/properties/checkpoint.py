@@ -23,7 +23,6 @@ from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
 from crystallm.properties.samples import Texts
 from crystallm.properties.structure import StructureConfig, StructureEncoder
 from crystallm.properties.text import WordEncoder, vocabulary_hash
-from crystallm.resources import resource_path
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,13 @@ class TextConfig:
     max_tokens: int = 512  # texts with more are refused (words) or cut (frozen encoders, BERT's limit is 512)
     cache: str = "data/encodings.sqlite3"  # what a frozen encoder said of each text
     keep: Keep = "tokens"  # of it: every token's vector, their means by sentence, or one mean
+
+    def __post_init__(self) -> None:
+        if self.encoder == "decoder" and self.name is None:
+            raise ValueError(
+                "text.encoder=decoder wants text.name, a checkpoint of the language model that was trained without "
+                "property lines; the bundled one was trained with them"
+            )
 
     @property
     def reads(self) -> Literal["description", "canonical"]:
@@ -54,7 +60,8 @@ def make_text_encoder(config: TextConfig) -> Encoder:
     frozen = {"width_out": config.width, "max_tokens": config.max_tokens, "cache": config.cache, "keep": config.keep}
     if config.encoder == "hf":
         return HFEncoder(config.name or MATSCIBERT, **frozen)  # type: ignore[arg-type]
-    decoder, tokenizer, info = load_checkpoint(config.name or resource_path("resources/model"))
+    assert config.name is not None
+    decoder, tokenizer, info = load_checkpoint(config.name)
     return DecoderEncoder(decoder, tokenizer, info, **frozen)  # type: ignore[arg-type]
 
 

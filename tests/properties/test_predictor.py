@@ -368,6 +368,8 @@ def test_broken_and_large_records_stay_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_and_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"decoder wants text\.name"):
+        run_config(tmp_path, "predictor.text.encoder=decoder")
     with pytest.raises(ConfigError, match="fusion"):
         run_config(tmp_path, "predictor.head.fusion=add")
     with pytest.raises(ValueError, match="no row has a label in gap"):
