@@ -28,6 +28,7 @@ class BuildWithFiles(build_py):
 
 
 HF = ["transformers>=4.56", "huggingface_hub>=0.34"]  # bin/export_hf.py's models in transformers; hf:org/name
+GRAPH = ["torch_geometric>=2.5"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "pandas>=2.1"]
 NOTEBOOK = ["nbclient>=0.10", "nbformat>=5.9", "ipykernel>=6.29"]
 
@@ -68,12 +69,14 @@ setup(
         "tables": ["pyxtal>=1.0"],  # bin/make_space_group_tables.py
         "describe": ["robocrys>=0.2.13"],  # Robocrystallographer's descriptions
         "hf": HF,
+        "graph": GRAPH,  # the graph network as structure encoder of the property predictor
         "notebook": NOTEBOOK,
-        "test": [*TEST, *NOTEBOOK, *HF, "llguidance>=1.0", "smact>=3.0"],
+        "test": [*TEST, *NOTEBOOK, *HF, *GRAPH, "llguidance>=1.0", "smact>=3.0"],
         "dev": [
             *TEST,
             *NOTEBOOK,
             *HF,
+            *GRAPH,
             "llguidance>=1.0",
             "smact>=3.0",
             "ruff",

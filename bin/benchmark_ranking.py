@@ -16,12 +16,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--by", default=RankingConfig.by, help="property of the predictor; the lowest wins")
+    parser.add_argument("--stiffness", type=float, nargs="*", default=RankingConfig.stiffness, help="eV/Å² an atom")
+    parser.add_argument("--votes", type=float, nargs="*", default=RankingConfig.votes, help="widths of weighted votes")
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
     parser.add_argument("--limit", type=int, help="the first chunks of the run")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="file for all figures")
     given = vars(parser.parse_args())
     target = given.pop("json")
+    given |= {name: tuple(given[name]) for name in ("stiffness", "votes")}
     try:
         results = compare_rankings(RankingConfig(**given))
     except (ValueError, FileNotFoundError) as err:

@@ -3,7 +3,7 @@
 Writes the averaged weights in 16 bits, their config.json and, from the records and the shards beside them, known.npz
 (hashes by which bin/sample.py tells whether the training data hold a crystal like the one it drew, without holding any
 of them) and token_counts.npz (how many training structures hold each token, for bin/extract_embeddings.py). Of a
-diffusion model it writes the first two.
+diffusion model or a property predictor it writes the first two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from crystallm.checks.fingerprints import KnownFingerprints
 from crystallm.model.checkpoint import export_checkpoint, load_checkpoint
+from crystallm.properties.checkpoint import export_predictor, is_predictor
 from crystallm.refine.checkpoint import export_refiner, is_refiner
 from crystallm.report.embeddings import save_counts, training_counts
 
@@ -25,20 +26,27 @@ def main() -> None:
     parser.add_argument("--records", help="records.parquet of bin/prepare_data.py; its train rows are indexed")
     parser.add_argument("--out", required=True, help="folder; replaced if it is there")
     options = parser.parse_args()
-    is_diffusion = is_refiner(options.model)
-    folder = (
-        export_refiner(options.model, options.out) if is_diffusion else export_checkpoint(options.model, options.out)
-    )
-    if options.records and not is_diffusion:
-        table = pq.read_table(options.records, columns=["id", "text"], filters=[("split", "=", "train")])
-        known = KnownFingerprints.from_texts(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
-        known.save(folder / "known.npz")
-        model, tokenizer, info = load_checkpoint(options.model)
-        counts, _ = training_counts(model, tokenizer, info, Path(options.records).parent)
-        assert counts is not None
-        save_counts(folder, counts, tokenizer)
-        print(f"{len(known):,} fingerprints of {table.num_rows:,} training crystals")
+    if is_refiner(options.model):
+        folder = export_refiner(options.model, options.out)
+    elif is_predictor(options.model):
+        folder = export_predictor(options.model, options.out)
+    else:
+        folder = export_checkpoint(options.model, options.out)
+        if options.records:
+            add_training_data(folder, options.model, options.records)
     print(f"{sum(file.stat().st_size for file in Path(folder).iterdir()):,} bytes written to {folder}")
+
+
+def add_training_data(folder: Path, model_path: str, records: str) -> None:
+    """known.npz and token_counts.npz"""
+    table = pq.read_table(records, columns=["id", "text"], filters=[("split", "=", "train")])
+    known = KnownFingerprints.from_texts(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    known.save(folder / "known.npz")
+    model, tokenizer, info = load_checkpoint(model_path)
+    counts, _ = training_counts(model, tokenizer, info, Path(records).parent)
+    assert counts is not None
+    save_counts(folder, counts, tokenizer)
+    print(f"{len(known):,} fingerprints of {table.num_rows:,} training crystals")
 
 
 if __name__ == "__main__":

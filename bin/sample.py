@@ -18,6 +18,7 @@ from crystallm.sample.generate import GenerateConfig
 from crystallm.sample.ranking import Ranking
 from crystallm.sample.report import run
 from crystallm.sample.search import SEARCHES, SearchConfig
+from crystallm.sample.steering import read_assignments
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None, Ranking | None]:
@@ -25,6 +26,12 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--prompt", help="what to make; left out: anything")
     parser.add_argument("--space-group", help="symbol in any spelling, or number")
     parser.add_argument("--formula-units", type=int, help="in the primitive cell")
+    parser.add_argument(
+        "--property", dest="properties", action="append", metavar="NAME=VALUE", help="density=2.1, ...; repeatable"
+    )
+    parser.add_argument("--cell", metavar="a=4.0,c=6.1,...", help="numbers of the conventional cell, any of the six")
+    parser.add_argument("--prototype", help="fcc, rock_salt, perovskite, ...: space group and sites")
+    parser.add_argument("--guidance", type=float, default=1.0, help="above 1: follow --property more closely (2 to 3)")
     parser.add_argument("--num", type=int, default=8, help="samples for each prompt")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the most likely token")
     parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
@@ -67,6 +74,10 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     asked = {field.name: arguments.pop(field.name) for field in fields(SearchConfig) if field.name in arguments}
     rank, predictor = arguments.pop("rank", None), arguments.pop("predictor", None)
     try:
+        if "properties" in arguments:
+            arguments["properties"] = read_assignments(arguments["properties"])
+        if "cell" in arguments:
+            arguments["cell"] = read_assignments(arguments["cell"].split(","))
         if asked and "name" not in asked:
             raise ValueError(f"--{next(iter(asked)).replace('_', '-')} goes with --search")
         if asked and arguments.get("refine"):

@@ -1,13 +1,15 @@
 """Whether a predicted property finds the right crystal among samples: the answers of a benchmark's run, ranked.
 
 Each target's valid samples are ranked by the predicted value; its first is matched as the run matched it, beside the
-first sample drawn and what the run's own selections took, which cost no prediction.
+first sample drawn and what the run's own selections took, which cost no prediction. Besides, self-consistency with
+votes that count exp(-cost / w): what most samples agree on, unless its value speaks against it.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import numpy as np
 
 from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
+from crystallm.properties.distortion import DISTORTION, STIFFNESS
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
+from crystallm.sample.selection import by_cluster
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,26 @@ class RankingConfig:
     run: str  # folder of a run of bin/benchmark_csp.py
     by: str = "formation_energy"  # property of the predictor; the lowest wins
     model: str | None = None  # predictor; None: the bundled one
+    stiffness: tuple[float, ...] = (STIFFNESS,)  # k: value + k / 2 times the squared distortion (Å), where it is known
+    votes: tuple[float, ...] = (0.1,)  # widths w, in the property's unit: each sample votes with exp(-cost / w)
     limit: int | None = None  # the first so many chunks of the run
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an answer is chosen: the lowest cost, or with `width` the heaviest cluster of votes exp(-cost / width)."""
+
+    stiffness: float = 0.0
+    width: float | None = None
+
+    def choose(self, records: Sequence[CIFRecord], values: np.ndarray, distortion: np.ndarray) -> int:
+        """Among valid records (n,) of one target"""
+        cost = values + self.stiffness / 2 * distortion**2
+        if self.width is None:
+            return int(np.argmin(cost))
+        weights = np.exp(-(cost - cost.min()) / self.width)
+        return by_cluster(records, lambda _: weights)
 
 
 def compare_rankings(config: RankingConfig) -> dict[str, Any]:
@@ -36,29 +58,26 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     settings = identity["settings"]
     folder = RunFolder(run, identity)
     predictor = Predictor.load(config.model, config.device)
-    name = score_name(predictor.target(config.by).name)
-    ways = ("first", *settings["select"], config.by)
-    rms: dict[str, list[float]] = {way: [] for way in ways}
-    n_predicted, cpu_s = 0, 0.0
-    chunk = 0
+    name, ways = score_name(predictor.target(config.by).name), _ways(config, DISTORTION in predictor.targets)
+    rms: dict[str, list[float]] = {way: [] for way in ("first", *settings["select"], *ways)}
+    n_predicted, cpu_s, chunk = 0, 0.0, 0
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
-        records, _ = folder.read_samples(chunk)
         judged = folder.read_judged(chunk)
-        by_id: dict[str, list[CIFRecord]] = {}
-        for record in records:
-            by_id.setdefault(record.id.rpartition("/")[0], []).append(record)
         cpu = time.process_time()
-        scored = predictor.score([r for one in judged for r in by_id.get(one.id, [])])
+        scored = predictor.score(folder.read_samples(chunk)[0])
         cpu_s += time.process_time() - cpu
-        values = {record.id: record.scores.get(name, np.nan) for record in scored}
         n_predicted += len(scored)
+        by_id = {record.id: record for record in scored if name in record.scores}
         for one in judged:
             rms["first"].append(one.rms[0])
             for way, place in zip(settings["select"], one.selected or [-1] * len(settings["select"]), strict=True):
                 rms[way].append(one.rms[place] if place >= 0 else np.nan)
-            own = np.array([values.get(f"{one.id}/{k:03d}", np.nan) for k in range(len(one.rms))])
-            own[[bool(reason) for reason in one.rejected_by]] = np.nan
-            rms[config.by].append(one.rms[int(np.nanargmin(own))] if np.isfinite(own).any() else np.nan)
+            valid = [k for k, reason in enumerate(one.rejected_by) if not reason and f"{one.id}/{k:03d}" in by_id]
+            drawn = [by_id[f"{one.id}/{k:03d}"] for k in valid]
+            values = np.array([record.scores[name] for record in drawn])
+            distortion = np.array([record.scores.get(score_name(DISTORTION), 0.0) for record in drawn])
+            for title, how in ways.items():
+                rms[title].append(one.rms[valid[how.choose(drawn, values, distortion)]] if drawn else np.nan)
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")
@@ -73,6 +92,17 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         "predict_cpu_ms": 1000 * cpu_s / max(1, n_predicted),
         "answers": {way: vars(score(np.array(own)[:, None])) for way, own in rms.items()},
     }
+
+
+def _ways(config: RankingConfig, knows_distortion: bool) -> dict[str, Way]:
+    ways = {config.by: Way()}
+    for k in config.stiffness if knows_distortion else ():
+        ways[f"{config.by} + {k / 2:g} distortion²"] = Way(k)
+    for width in config.votes:
+        ways[f"self-consistency, votes exp(-{config.by} / {width:g})"] = Way(0.0, width)
+        for k in config.stiffness if knows_distortion else ():
+            ways[f"the same, {config.by} + {k / 2:g} distortion²"] = Way(k, width)
+    return ways
 
 
 def ranking_table(results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from crystallm.hub import resolve_checkpoint
 from crystallm.model.checkpoint import load_checkpoint
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.frozen import MATSCIBERT, DecoderEncoder, HFEncoder, Keep
+from crystallm.properties.graph import GraphEncoder
 from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
 from crystallm.properties.samples import Texts
 from crystallm.properties.structure import StructureConfig, StructureEncoder
@@ -39,6 +40,11 @@ class TextConfig:
     @property
     def reads(self) -> Literal["description", "canonical"]:
         return "canonical" if self.encoder == "decoder" else "description"
+
+
+def make_structure_encoder(config: StructureConfig) -> Encoder:
+    """ImportError where its library is not installed"""
+    return StructureEncoder(config) if config.encoder == "transformer" else GraphEncoder(config)
 
 
 def make_text_encoder(config: TextConfig) -> Encoder:
@@ -73,7 +79,7 @@ def texts_of(config: PredictorConfig) -> Texts:
 def build_predictor(config: PredictorConfig, targets: Iterable[Target]) -> PropertyPredictor:
     encoders: list[Encoder] = []
     if config.structure is not None:
-        encoders.append(StructureEncoder(config.structure))
+        encoders.append(make_structure_encoder(config.structure))
     if config.text is not None:
         encoders.append(make_text_encoder(config.text))
     return PropertyPredictor(encoders, list(targets), config.head)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from crystallm.crystal import Crystal
 from crystallm.properties.augmentation import TextAugmentation, augment
 from crystallm.properties.description import Description
+from crystallm.properties.distortion import DISTORTION, DistortionConfig, distort
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.predictor import PropertyBatch
 from crystallm.properties.samples import SampleSet
@@ -23,6 +25,7 @@ class LoaderConfig:
     max_atoms: int = 80  # larger crystals are left out of training
     pool: int = 4096  # samples that are sorted by their number of atoms: less padding
     augmentation: TextAugmentation = field(default_factory=TextAugmentation)
+    distortion: DistortionConfig = field(default_factory=DistortionConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch_atoms", "batch_samples", "max_atoms", "pool"):
@@ -33,23 +36,35 @@ class LoaderConfig:
 class BatchMaker:
     """Chosen samples -> a batch: what each encoder reads of them, collated."""
 
-    def __init__(self, samples: SampleSet, encoders: Mapping[str, Encoder], labels: np.ndarray | None = None):
-        """`labels` (n, n_targets); None where nothing is to be learnt"""
-        self.samples, self.encoders = samples, encoders
-        self.labels = np.zeros((len(samples), 0)) if labels is None else labels
+    def __init__(self, samples: SampleSet, encoders: Mapping[str, Encoder], targets: Sequence[str] = ()):
+        """`targets`: names of the labels that a batch has; none where nothing is to be learnt"""
+        self.samples, self.encoders, self.targets = samples, encoders, tuple(targets)
+        self.labels = samples.labels(targets) if targets else np.zeros((len(samples), 0))  # (n, n_targets)
 
     def batch(
-        self, chosen: np.ndarray, augmentation: TextAugmentation | None = None, rng: np.random.Generator | None = None
+        self, chosen: np.ndarray, config: LoaderConfig | None = None, rng: np.random.Generator | None = None
     ) -> PropertyBatch:
-        """Texts are augmented where both are given."""
-        parts, present = {}, {}
+        """For training, with both given, texts are augmented and some crystals distorted: these have no text."""
+        parts, present, labels = {}, {}, self.labels[chosen]
+        crystals: dict[int, Crystal] = {}  # the distorted ones, by place
+        if config is not None and rng is not None and config.distortion.share:
+            for place in np.flatnonzero(rng.random(len(chosen)) < config.distortion.share).tolist():
+                crystal = self.samples.crystal(int(chosen[place]))
+                crystals[place], amount = distort(crystal, config.distortion, rng)
+                labels[place] = np.nan
+                labels[place, self.targets.index(DISTORTION)] = amount
         for name, encoder in self.encoders.items():
-            items = [self._item(encoder, int(index), augmentation, rng) for index in chosen]
+            items: list[Any] = []
+            for place, index in enumerate(chosen.tolist()):
+                if place in crystals:
+                    items.append(crystals[place] if encoder.reads == "crystal" else None)
+                else:
+                    items.append(self._item(encoder, index, None if config is None else config.augmentation, rng))
             there = [item is not None for item in items]
             present[name] = torch.tensor(there)
             if any(there):
                 parts[name] = encoder.collate([item for item in items if item is not None])
-        return PropertyBatch(parts, present, torch.from_numpy(self.labels[chosen]).float())
+        return PropertyBatch(parts, present, torch.from_numpy(labels).float())
 
     def _item(
         self, encoder: Encoder, index: int, augmentation: TextAugmentation | None, rng: np.random.Generator | None
@@ -84,7 +99,7 @@ class PropertyLoader:
     ):
         self.samples, self.config = samples, config
         self.seed, self.rank, self.world = seed, rank, world
-        self.maker = BatchMaker(samples, encoders, samples.labels(targets))
+        self.maker = BatchMaker(samples, encoders, targets)
         known = np.isfinite(self.maker.labels[indices]).any(axis=1)
         small = samples.n_atoms[indices] <= config.max_atoms
         self.too_large, self.unlabelled = int((known & ~small).sum()), int((~known).sum())
@@ -117,7 +132,7 @@ class PropertyLoader:
             if self._batch == len(self._order):
                 self.state = {"epoch": self._epoch + 1, "batch": 0}
             if i % self.world == self.rank:
-                yield self.maker.batch(chosen, self.config.augmentation, rng)
+                yield self.maker.batch(chosen, self.config, rng)
 
     def once(self) -> Iterator[PropertyBatch]:
         """Every sample once, its text as it is: this process's share."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crystallm.properties.checkpoint import load_predictor
+from crystallm.properties.distortion import DISTORTION
 from crystallm.properties.loader import BatchMaker, cut_by_atoms
 from crystallm.properties.predictor import Branch, PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet, Texts, make_samples
@@ -18,7 +19,16 @@ from crystallm.properties.structure import StructureEncoder
 from crystallm.records import CIFRecord
 from crystallm.resources import resource_path
 
-NON_NEGATIVE = ("band_gap", "density", "volume", "bulk_modulus", "shear_modulus", "debye", "thermal_conductivity")
+NON_NEGATIVE = (
+    "band_gap",
+    "distortion",
+    "density",
+    "volume",
+    "bulk_modulus",
+    "shear_modulus",
+    "debye",
+    "thermal_conductivity",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +97,12 @@ class Predictor:
                 mean, log_width = (value.double().cpu().numpy()[rows] for value in predictions[name])
                 for place in rows:
                     branches[chosen[place]] = name
+                if DISTORTION in self.targets and branch is None and "structure" in predictions:
+                    # from the structure alone: distorted crystals had no text in training
+                    column = self.targets.index(DISTORTION)
+                    mean[:, column], log_width[:, column] = (
+                        value[rows, column].double().cpu().numpy() for value in predictions["structure"]
+                    )
                 values[chosen[rows]] = mean
                 errors[chosen[rows]] = np.exp(log_width) * [t.error_factors.get(name, 1.0) for t in self.model.targets]
         means, scales = (value.double().cpu().numpy() for value in self.model.scaling())

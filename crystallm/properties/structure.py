@@ -12,7 +12,8 @@ Attention to all images as in Crystalformer (Taniai et al., ICLR 2024), with a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ N_ANGULAR = 4  # radial functions that the harmonics are multiplied by
 
 @dataclass(frozen=True)
 class StructureConfig:
+    encoder: Literal["transformer", "cgcnn"] = "transformer"  # cgcnn: a graph network (graph.py; the extra `graph`)
     width: int = 128
     n_layer: int = 3
     n_head: int = 8
@@ -37,9 +39,9 @@ class StructureConfig:
     max_atoms: int = 500  # a crystal with more is refused
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if (value := getattr(self, field.name)) <= 0:
-                raise ValueError(f"structure.{field.name} must be above 0, got {value}")
+        for name in ("width", "n_layer", "n_head", "n_radial", "cutoff_ang", "max_atoms"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"structure.{name} must be above 0, got {value}")
         if self.width % self.n_head:
             raise ValueError(f"structure.width must be divisible by n_head (={self.n_head}), got {self.width}")
 
@@ -57,23 +59,18 @@ class AtomsPart:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-class StructureEncoder(Encoder):
-    """Crystals -> one token for each atom."""
+class AtomsEncoder(Encoder):
+    """What encoders of structures have in common: crystals in, one token for each atom out."""
 
     modality = "structure"
     reads = "crystal"
 
-    def __init__(self, config: StructureConfig | None = None):
+    def __init__(self, config: StructureConfig):
         super().__init__()
-        self.config = config = config or StructureConfig()
-        self.width = config.width
-        self.species = nn.Embedding(N_SPECIES, config.width)
-        self.radial = Radial(config.n_radial, config.cutoff_ang)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.norm = nn.LayerNorm(config.width)
-        nn.init.normal_(self.species.weight, std=0.5)
+        self.config, self.width = config, config.width
 
     def collate(self, items: Sequence[Crystal]) -> AtomsPart:
+        """ValueError for a crystal with too many atoms."""
         for item in items:
             if not 1 <= item.n_atoms <= self.config.max_atoms:
                 raise ValueError(f"{item.n_atoms} atoms in the cell, wanted 1 to {self.config.max_atoms}")
@@ -83,6 +80,19 @@ class StructureEncoder(Encoder):
             torch.from_numpy(np.concatenate([item.atomic_numbers for item in items]).astype(np.int64)),
             torch.tensor([item.n_atoms for item in items]),
         )
+
+
+class StructureEncoder(AtomsEncoder):
+    """The periodic transformer."""
+
+    def __init__(self, config: StructureConfig | None = None):
+        super().__init__(config or StructureConfig())
+        config = self.config
+        self.species = nn.Embedding(N_SPECIES, config.width)
+        self.radial = Radial(config.n_radial, config.cutoff_ang)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.species.weight, std=0.5)
 
     def forward(self, part: AtomsPart) -> Encoding:
         with torch.autocast(part.lattice.device.type, enabled=False):  # places of atoms want all their digits
@@ -94,26 +104,13 @@ class StructureEncoder(Encoder):
         return Encoding(around.per_crystal(self.norm(atoms)), around.mask)
 
 
-class Surroundings:
-    """What all layers need to know of where the atoms are, reckoned once a batch."""
+class Places:
+    """Atoms one after another, and in a row for each crystal."""
 
-    def __init__(self, edges: Edges, n_atoms: Tensor, radial: Radial):
-        device, n_crystals = n_atoms.device, len(n_atoms)
-        n_all, self.most = int(n_atoms.sum()), int(n_atoms.max())
-        self.mask = torch.arange(self.most, device=device) < n_atoms[:, None]  # (B, most)
+    def __init__(self, n_atoms: Tensor):
+        self.shape = (len(n_atoms), int(n_atoms.max()))  # (B, most)
+        self.mask = torch.arange(self.shape[1], device=n_atoms.device) < n_atoms[:, None]  # (B, most)
         self.slot = self.mask.flatten().nonzero()[:, 0]  # (N,) each atom's place among (B * most)
-        self.edges, self.shape = edges, (n_crystals, self.most)
-        shells = Shells(edges, n_all)
-        self.shells, self.is_there = shells, shells.is_there  # (N, width)
-        # Where the pair (i, j) of an edge stands among (B * most * most), padded edges at 0
-        column = self.slot[edges.source] % self.most
-        self.pair = self.slot[edges.target] * self.most + column  # (E,)
-        self.radial = radial(edges.length)  # (E, R)
-        x = edges.length / radial.cutoff_ang
-        self.log_envelope = torch.log((1 - x * x).clamp(min=1e-6)) * 3  # (E,): (1 - x²)³
-        angular = shells.harmonics.transpose(1, 2)[..., None] * shells.rows(self.radial)[:, :, None, :N_ANGULAR]
-        gathered = [shells.rows(self.radial), angular.flatten(2)]
-        self.gathered = torch.cat(gathered, dim=2)  # (N, width, R + 9 * N_ANGULAR)
 
     def per_crystal(self, atoms: Tensor) -> Tensor:
         """(N, C) -> (B, most, C), 0 where no atom is"""
@@ -123,6 +120,24 @@ class Surroundings:
     def per_atom(self, values: Tensor) -> Tensor:
         """(B, most, C) -> (N, C)"""
         return values.flatten(0, 1).index_select(0, self.slot)
+
+
+class Surroundings(Places):
+    """What all layers need to know of where the atoms are, reckoned once a batch."""
+
+    def __init__(self, edges: Edges, n_atoms: Tensor, radial: Radial):
+        super().__init__(n_atoms)
+        shells = Shells(edges, len(self.slot))
+        self.shells, self.is_there = shells, shells.is_there  # (N, width)
+        # Where the pair (i, j) of an edge stands among (B * most * most)
+        most = self.shape[1]
+        self.pair = self.slot[edges.target] * most + self.slot[edges.source] % most  # (E,)
+        self.radial = radial(edges.length)  # (E, R)
+        x = edges.length / radial.cutoff_ang
+        self.log_envelope = torch.log((1 - x * x).clamp(min=1e-6)) * 3  # (E,): (1 - x²)³
+        angular = shells.harmonics.transpose(1, 2)[..., None] * shells.rows(self.radial)[:, :, None, :N_ANGULAR]
+        gathered = [shells.rows(self.radial), angular.flatten(2)]
+        self.gathered = torch.cat(gathered, dim=2)  # (N, width, R + 9 * N_ANGULAR)
 
 
 class Block(nn.Module):

@@ -16,6 +16,12 @@ from crystallm.space_groups import space_group
 
 # Volume over the product of the lengths. Flatter cells describe a lattice that a reduced cell describes better.
 MIN_UNIT_VOLUME = 0.1
+CELL_NAMES = ("a", "b", "c", "alpha", "beta", "gamma")
+Cell = tuple[
+    float | None, float | None, float | None, float | None, float | None, float | None
+]  # Å, degrees; None: free
+NO_CELL: Cell = (None, None, None, None, None, None)
+N_GROUPS = 230
 PLANES = ((1, 2), (0, 2), (0, 1))  # the axes between which alpha, beta, gamma stand
 
 
@@ -93,6 +99,38 @@ class CellRules:
         cos_a, cos_b = chosen
         volume = 1 - cos_a**2 - cos_b**2 - cosines**2 + 2 * cos_a * cos_b * cosines
         return allowed & (volume >= MIN_UNIT_VOLUME**2)
+
+
+def complete_cell(number: int, cell: Cell) -> Cell | None:
+    """What these numbers say of a cell of this group: tied lengths follow. None where its ties contradict them."""
+    ties = space_group(number).ties
+    lengths = list(cell[:3])
+    for later, first in ties.equal_lengths:
+        lengths[first] = lengths[later] if lengths[first] is None else lengths[first]
+    for later, first in ties.equal_lengths:
+        lengths[later] = lengths[first] if lengths[later] is None else lengths[later]
+    if any(lengths[later] != lengths[first] for later, first in ties.equal_lengths):
+        return None
+    pairs = list(zip(cell[3:], ties.angles, strict=True))
+    if any(asked is not None and fixed is not None and asked != fixed for asked, fixed in pairs):
+        return None
+    is_monoclinic = ties.angles[0] is not None and ties.angles[1] is None
+    if is_monoclinic and cell[4] is not None and cell[4] < 90:
+        return None
+    a, b, c = lengths
+    return (a, b, c, cell[3], cell[4], cell[5])
+
+
+@functools.lru_cache(maxsize=256)
+def groups_of_cell(cell: Cell) -> np.ndarray:
+    """(230,) bool: groups, by number - 1, whose ties these numbers keep. P1 is always among them."""
+    return np.array([complete_cell(number, cell) is not None for number in range(1, N_GROUPS + 1)])
+
+
+def has_volume(alpha: float, beta: float, gamma: float) -> bool:
+    """Whether these angles, in degrees, leave a cell as much volume as `CellRules` asks for."""
+    x, y, z = map(cosine, (alpha, beta, gamma))
+    return 1 - x * x - y * y - z * z + 2 * x * y * z >= MIN_UNIT_VOLUME**2
 
 
 def cosine(angle: float) -> float:

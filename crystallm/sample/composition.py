@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from crystallm.sample.cells import NO_CELL, Cell, groups_of_cell
 from crystallm.sample.occupation import centrings, feasible_groups, occupation
 from crystallm.sample.supergroups import can_escape
 
@@ -15,6 +17,13 @@ from crystallm.sample.supergroups import can_escape
 # of at most 48 atoms in a primitive cell, bounds what has to be tried to find any formula at all.
 MAX_COUNT_ALLOWED = 192
 MAX_COUNT_TRIED = 48
+
+
+class Arrangement(NamedTuple):
+    """One way to put a formula on Wyckoff positions."""
+
+    counts: tuple[int, ...]  # of the reduced formula, in its order
+    letters: tuple[int, ...]  # indices, site by site as they are written
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,9 @@ class Request:
     conventional_units: int | None = None  # in the conventional cell; asked only together with a formula
     given_units: int | None = None  # in some cell, primitive or not: the primitive cell's number divides it
     is_open: bool = False  # the prompt states no formula
+    # Not in the repr, which seeds random numbers: what is asked without them is drawn as it was before there were any.
+    cell: Cell = field(default=NO_CELL, repr=False)  # numbers of the conventional cell
+    arrangements: tuple[Arrangement, ...] | None = field(default=None, repr=False)  # one of these
 
 
 def possible_groups(counts: tuple[int, ...], formula_units: int, request: Request) -> np.ndarray:
@@ -38,6 +50,8 @@ def possible_groups(counts: tuple[int, ...], formula_units: int, request: Reques
         asked = np.zeros(len(possible), dtype=bool)
         asked[[number - 1 for number in request.space_groups if _holds(number, counts, formula_units)]] = True
         possible = possible & asked
+    if request.cell != NO_CELL:
+        possible = possible & groups_of_cell(request.cell)
     return possible
 
 
@@ -142,11 +156,15 @@ class Formula:
 
 def _is_restricted(request: Request) -> bool:
     """Whether counts have to be searched for. With one of the two left open, it can fit them: P1, or enough units."""
+    if request.arrangements is not None:
+        return True
     return request.is_open and request.space_groups is not None and request.formula_units is not None
 
 
 @functools.lru_cache(maxsize=100_000)
 def _complete(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
+    if request.arrangements is not None:
+        return not left and any(one.counts == counts for one in request.arrangements)
     return not left and math.gcd(*counts) == 1 and _fits(counts, request, True)
 
 
@@ -157,6 +175,10 @@ def _completable(counts: tuple[int, ...], left: int | None, request: Request) ->
 @functools.lru_cache(maxsize=100_000)
 def _extendable(counts: tuple[int, ...], left: int | None, request: Request) -> bool:
     """Whether one more element, or as many as have to come, can make it a whole formula."""
+    if request.arrangements is not None:
+        n, of_request = len(counts), (one.counts for one in request.arrangements)
+        begun = [whole for whole in of_request if whole[:n] == counts and len(whole) > n]
+        return any(left is None or len(whole) == n + left for whole in begun)
     if left == 0 or not _fits(counts, request, False):
         return False
     if not _is_restricted(request):

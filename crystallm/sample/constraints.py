@@ -15,7 +15,7 @@ import numpy as np
 
 from crystallm.crystal import lattice_from_parameters
 from crystallm.geometry import min_allowed_distance, reduce_lattice
-from crystallm.sample.cells import CellRules, cell_rules, cosine
+from crystallm.sample.cells import CELL_NAMES, NO_CELL, Cell, CellRules, cell_rules, complete_cell, cosine
 from crystallm.sample.composition import Formula, Request, possible_groups, possible_units
 from crystallm.sample.contacts import Contacts, Orbit, orbit
 from crystallm.sample.occupation import Occupation, occupation
@@ -189,6 +189,8 @@ class Full(Syntax):
         self.number = 0
         self.occupation: Occupation
         self.cell: CellRules
+        self.asked_cell: Cell = NO_CELL  # what was asked of it, and what its ties make of that
+        self.arrangements: list[tuple[int, ...]] = []  # letters, site by site, of those asked for and still possible
         self.allowed_ang = np.zeros((0, 0))  # (n_elements, n_elements) between centres
         self.shortest_ang = 0.0  # no lattice vector may be shorter
         self.length_tokens: list[int] = []
@@ -202,6 +204,7 @@ class Full(Syntax):
         self.first_letter = 0  # letters of one element do not descend
         self.used: tuple[int, ...] = ()  # letters of this element so far, each once
         self.maps = 0  # operations outside the group that the elements before it have not ruled out
+        self.n_sites = 0  # placed so far
         # The current site
         self.site: Orbit
         self.letter = 0
@@ -232,6 +235,8 @@ class Full(Syntax):
     def _read_group(self, token: int, axis: int) -> None:
         self.number = self.rules.group_of[token]
         self.occupation, self.cell = occupation(self.number), cell_rules(self.number)
+        self.asked_cell = complete_cell(self.number, self.request.cell) or NO_CELL
+        self.arrangements = [one.letters for one in self.request.arrangements or () if one.counts == self.counts]
         self.left = [count * self.formula_units * self.occupation.n_centring for count in self.counts]
         self.maps = all_maps(self.number)
         numbers = np.array([ATOMIC_NUMBERS[ELEMENT_ORDER[rank]] for rank in self.formula.ranks])
@@ -247,7 +252,11 @@ class Full(Syntax):
         if axis in self.cell.tied_to:
             return Choice(slot, self.length_tokens[self.cell.tied_to[axis]], None)
         least = self.cell.min_length(axis, self.lengths, self.shortest_ang)
-        return self._masked(slot, self.rules.lengths >= least, "no cell length keeps the lattice points apart")
+        mask, asked = self.rules.lengths >= least, self.asked_cell[axis]
+        if asked is None:
+            return self._masked(slot, mask, "no cell length keeps the lattice points apart")
+        why = f"{'abc'[axis]} = {asked:.2f} Å is asked for, and lattice points keep apart from {least:.2f} Å on"
+        return self._masked(slot, mask & (self.rules.lengths == asked), why)
 
     def _read_length(self, token: int, axis: int) -> None:
         self.length_tokens.append(token)
@@ -258,7 +267,13 @@ class Full(Syntax):
         if fixed is not None:
             return Choice(slot, self.rules.angle_token[fixed], None)
         mask = self.cell.angle_mask(axis, self.rules.cosines, self.lengths, self.cosines, self.shortest_ang)
-        return self._masked(slot, mask, "no cell angle leaves a volume and keeps the lattice points apart")
+        asked = self.asked_cell[3 + axis]
+        if asked is None:
+            return self._masked(slot, mask, "no cell angle leaves a volume and keeps the lattice points apart")
+        why = (
+            f"{CELL_NAMES[3 + axis]} = {asked:.1f}° is asked for, which leaves no volume or a lattice vector too short"
+        )
+        return self._masked(slot, mask & (self.rules.angles == asked), why)
 
     def _read_angle(self, token: int, axis: int) -> None:
         self.angles.append(self.rules.angle_of[token])
@@ -283,6 +298,9 @@ class Full(Syntax):
         own, *later = self.contacts.blocked(self.element, self.left[self.element])
         others = functools.reduce(int.__and__, later, -1)
         letters = self.occupation.letters(tuple(self.left[self.element :]), self.first_letter, own, others)
+        if self.request.arrangements is not None:
+            asked = {letters[self.n_sites] for letters in self.arrangements}
+            letters = tuple(letter for letter in letters if letter in asked)
         mask = np.zeros(len(self.rules.letter_tokens), dtype=bool)
         mask[list(letters)] = True
         higher = [letter for letter in letters if not self._can_escape(letter, own, others)]
@@ -303,6 +321,8 @@ class Full(Syntax):
 
     def _read_letter(self, token: int, axis: int) -> None:
         self.letter = self.rules.letter_of[token]
+        self.arrangements = [one for one in self.arrangements if one[self.n_sites] == self.letter]
+        self.n_sites += 1
         self.site = orbit(self.number, self.letter)
         self.frac = np.zeros(3)
 

@@ -27,6 +27,7 @@ from crystallm.sample.crystallm_syntax import (
 from crystallm.sample.crystallm_text import GROUP_LINE, cell_formula, full_cif, head
 from crystallm.sample.formulas import PromptError, parse_chemical_system, parse_formula
 from crystallm.sample.prompts import Mode, Prompt
+from crystallm.sample.steering import NOTHING, Steering
 from crystallm.sample.text_forms import Begun
 from crystallm.space_groups import SpaceGroupError, space_group_number, space_group_symbols
 from tokenizer import GrammarError
@@ -49,7 +50,15 @@ class CrystaLLMForm:
         self.words = words_of(tokenizer.vocabulary)
         self.slot_tokens = [np.arange(tokenizer.vocab_size)]
 
-    def prompt(self, source: str, space_group: int | str | None = None, formula_units: int | None = None) -> Prompt:
+    def prompt(
+        self,
+        source: str,
+        space_group: int | str | None = None,
+        formula_units: int | None = None,
+        steering: Steering = NOTHING,
+    ) -> Prompt:
+        if steering != NOTHING:
+            raise PromptError("a CrystaLLM model has no property lines, and no constraint on cell and prototype")
         if formula_units is not None:
             raise PromptError(
                 "a CrystaLLM model is not asked for formula units of the primitive cell: its formula is the atoms of "

@@ -32,6 +32,7 @@ class Job:
     prompt: Sequence[int]  # at least one token
     new_constraint: Callable[[], Constraint]  # one that has already advanced over the prompt
     restarts: int = 0  # so many dead ends are drawn again, from the prompt on, before one ends the sample
+    n_condition: int = 0  # tokens at the prompt's beginning that guidance leaves out; at least one must remain
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +93,11 @@ class Engine:
         first = itertools.islice(waiting, self.batch)
         rows: list[_Row | None] = [_Row(job, self.max_len, seed) for job in first]  # by place in the decoder
         decoder = PackedDecoder(self.model, len(rows), dtype=self.dtype) if rows else None
+        guide = PackedDecoder(self.model, len(rows), dtype=self.dtype) if rows and draw.guidance != 1 else None
         n_left = len(rows)
         while n_left:
             assert decoder is not None
-            self._step(rows, decoder, draw)
+            self._step(rows, decoder, draw, guide)
             ended: list[_Row] = []
             for place, row in enumerate(rows):
                 if row is not None and row.is_over:
@@ -104,14 +106,21 @@ class Engine:
                     if job is None:
                         rows[place] = None
                         decoder.forget([place])
+                        if guide is not None:
+                            guide.forget([place])
                         n_left -= 1
                     else:
                         rows[place] = _Row(job, self.max_len, seed, row)
             yield from (row.sample() for row in ended)
 
     @torch.no_grad()
-    def _step(self, rows: Sequence[_Row | None], decoder: PackedDecoder, draw: Draw) -> None:
-        """Feed every row its waiting tokens, score those that were forced, and draw each row's next."""
+    def _step(
+        self, rows: Sequence[_Row | None], decoder: PackedDecoder, draw: Draw, guide: PackedDecoder | None = None
+    ) -> None:
+        """Feed every row its waiting tokens, score those that were forced, and draw each row's next.
+
+        `guide`: keeps the sequences without their condition, where guidance asks for it.
+        """
         ids: list[int] = []
         places: list[int] = []
         positions: list[int] = []
@@ -133,11 +142,14 @@ class Engine:
             return
         wanted = [state for scored in of_slot.values() for state in scored.states]
         hidden = decoder.forward(ids, places, positions, wanted)  # (n, C)
-        results, done = [], 0
+        any_drawn = any(scored.drawn for scored in of_slot.values())
+        unguided = self._unguided(rows, guide, of_slot) if guide is not None and any_drawn else None
+        results, done, n_drawn = [], 0, 0
         for slot, scored in of_slot.items():
             count = len(scored.forced) + len(scored.drawn)
-            results += self._choose(slot, scored, hidden[done : done + count], draw)
-            done += count
+            plain = None if unguided is None else unguided[n_drawn : n_drawn + len(scored.drawn)]
+            results += self._choose(slot, scored, hidden[done : done + count], draw, plain)
+            done, n_drawn = done + count, n_drawn + len(scored.drawn)
         self._take(of_slot, torch.cat(results).tolist())  # the step's only transfer from the device
         for row in rows:
             if row is not None and row.stopped:
@@ -145,8 +157,33 @@ class Engine:
             elif row is not None:
                 row.extend()
 
-    def _choose(self, slot: int, scored: _Scored, hidden: Tensor, draw: Draw) -> list[Tensor]:
-        """float64: log-probabilities of the forced tokens; then picks, log-probabilities, log-masses of the drawn."""
+    def _unguided(self, rows: Sequence[_Row | None], guide: PackedDecoder, of_slot: dict[int, _Scored]) -> Tensor:
+        """(n_drawn, C): hidden states that the rows to be drawn would have without their condition, in order of slots.
+
+        A row without condition is read all the same: its two states are equal then, up to rounding.
+        """
+        ids: list[int] = []
+        places: list[int] = []
+        positions: list[int] = []
+        last: dict[_Row, int] = {}  # index of the state that says what follows
+        for place, row in enumerate(rows):
+            if row is None or row.is_over or row.stopped:
+                continue
+            plain = row.ids[row.job.n_condition :]
+            ids += plain[row.n_guided :]
+            places += [place] * (len(plain) - row.n_guided)
+            positions += range(row.n_guided, len(plain))
+            last[row] = len(ids) - 1
+            row.n_guided = len(plain)
+        return guide.forward(ids, places, positions, [last[row] for s in of_slot.values() for _, row in s.drawn])
+
+    def _choose(
+        self, slot: int, scored: _Scored, hidden: Tensor, draw: Draw, unguided: Tensor | None = None
+    ) -> list[Tensor]:
+        """float64: log-probabilities of the forced tokens; then picks, log-probabilities, log-masses of the drawn.
+
+        Log-probabilities are those with the condition, whatever the guidance; log-masses of what is drawn from.
+        """
         n_forced, drawn = len(scored.forced), [row for _, row in scored.drawn]
         logits = self._heads[slot](hidden).float()  # (n_forced + n_drawn, tokens of the slot)
         if logits.device.type == "mps":
@@ -168,7 +205,12 @@ class Engine:
                 everything = np.ones(logits.shape[1], dtype=bool)
                 masks = np.stack([everything if row.mask is None else row.mask for row in drawn])
                 mask = torch.from_numpy(masks).to(logits.device)
-            picks, log_masses = choose_masked(logits, weights, mask, uniforms, draw)
+            drawn_from = logits
+            if unguided is not None:
+                plain = self._heads[slot](unguided).float().to(logits.device)
+                drawn_from = plain + draw.guidance * (logits - plain)
+                weights = torch.exp(drawn_from - drawn_from.amax(dim=-1, keepdim=True))
+            picks, log_masses = choose_masked(drawn_from, weights, mask, uniforms, draw)
             log_probs = logits.gather(1, picks[:, None])[:, 0] - totals
             results += [picks.double(), log_probs.double(), log_masses.double()]
         return results
@@ -267,6 +309,11 @@ class _Row:
         self.is_over = False  # stopped, and everything is scored
         # Tokens that the model has read
         self.n_read: int = 0 if before is None else n_shared(job.prompt, before.ids[: before.n_read])
+        self.n_guided: int = 0  # without the condition
+        if not 0 <= job.n_condition < len(job.prompt):
+            raise ValueError(
+                f"sample {job.index}: a condition is less than the prompt of {len(job.prompt)}, got {job.n_condition}"
+            )
         self.begin()
         self.extend()
 
@@ -276,6 +323,7 @@ class _Row:
         self.log_probs, self.log_masses = [0.0] * len(self.ids), [0.0] * len(self.ids)
         # Of the prompt, the last token is read again: its state says what follows.
         self.n_read = min(self.n_read, len(self.ids) - 1)
+        self.n_guided = min(self.n_guided, len(self.ids) - self.job.n_condition - 1)
 
     def uniform(self) -> float:
         if not self.uniforms:

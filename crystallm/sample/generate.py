@@ -10,17 +10,19 @@ import collections
 import functools
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystallm.resources import resource_path
 from crystallm.sample.engine import Engine, Job, Sample
+from crystallm.sample.formulas import PromptError
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, Prompt, read_prompts
 from crystallm.sample.queue import Queue, Series
 from crystallm.sample.rules import Rules, rules_of
+from crystallm.sample.steering import Steering, add_lines, property_lines, read_steering
 from crystallm.sample.text_forms import text_form
 from crystallm.version import __version__
 
@@ -41,6 +43,10 @@ class GenerateConfig:
     prompt: str | tuple[str, ...] | None = None  # formula, chemical system, CIF prefix, a file of them, or nothing
     space_group: str | None = None  # symbol in any spelling, or number
     formula_units: int | None = None  # in the primitive cell
+    properties: Mapping[str, float] | None = None  # {"band_gap_ev": 1.5}; the unit may be left out of the name
+    cell: Mapping[str, float] | None = None  # {"a": 4.0}: a, b, c in Å, alpha, beta, gamma in °; conventional
+    prototype: str | None = None  # a name of sample/prototypes.py
+    guidance: float = 1.0  # above 1: properties are followed more closely than was learned, at twice the cost
     num: int = 8  # samples for each prompt
     temperature: float = 1.0  # 0: always the most likely token
     top_k: int | None = None
@@ -83,7 +89,7 @@ class GenerateConfig:
 
     @property
     def draw(self) -> Draw:
-        return Draw(self.temperature, self.top_k, self.top_p)
+        return Draw(self.temperature, self.top_k, self.top_p, self.guidance)
 
     @property
     def draws_per_prompt(self) -> int:
@@ -129,6 +135,26 @@ class Generator:
         stamps = tuple((file.name, file.stat().st_mtime_ns) for file in files)
         return _load(str(path), str(pick_device(device)), stamps)
 
+    @property
+    def trained_properties(self) -> tuple[str, ...]:
+        """Property lines that stood before structures in this model's training."""
+        return tuple(self.info.get("run", {}).get("data", {}).get("properties", ()))
+
+    def steering(self, config: GenerateConfig) -> Steering:
+        """What config asks for besides prompts. Raises PromptError for what this model cannot be asked for."""
+        vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
+        return read_steering(vocabulary, config.properties, config.cell, config.prototype, trained)
+
+    def prompts(self, config: GenerateConfig) -> list[Prompt]:
+        """Those that config asks for. Raises PromptError for what no structure can satisfy."""
+        steering = self.steering(config)
+        asked = (config.space_group, config.formula_units, steering)
+        return [self._with_lines(self.form.prompt(source, *asked)) for source in read_prompts(config.prompt)]
+
+    def _with_lines(self, prompt: Prompt) -> Prompt:
+        vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
+        return replace(prompt, text=add_lines(prompt.text, prompt.steering, vocabulary, prompt.name, trained))
+
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
         return list(self.stream(config))
@@ -138,9 +164,7 @@ class Generator:
 
         With `unique` the canonical texts of the valid ones are kept, until the next prompt.
         """
-        asked = (config.space_group, config.formula_units)
-        prompts = [self.form.prompt(source, *asked) for source in read_prompts(config.prompt)]
-        records = self.stream_from(prompts, config)
+        records = self.stream_from(self.prompts(config), config)
         return self._refined(records, config) if config.refine else records
 
     def _refined(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
@@ -150,7 +174,8 @@ class Generator:
 
         model, info = load(config.refiner, config.device)
         checks = FilterConfig(config.rules, workers=config.workers)
-        return refine_checked(records, model, RefineConfig(), checks, info["model_hash"])
+        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
+        return refine_checked(records, model, refine, checks, info["model_hash"])
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
@@ -171,7 +196,10 @@ class Generator:
             first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
             seen[key] = first + config.draws_per_prompt
             name = f"{number:04d}-" if len(prompts) > 1 else ""
-            series.append(Series(number, name, prompt, ids, new_constraint, stream, first, config))
+            n_condition = len(self.tokenizer.encode(property_lines(prompt.text)))
+            series.append(Series(number, name, prompt, ids, new_constraint, stream, first, config, n_condition))
+        if config.guidance != 1 and not any(one.n_condition for one in series):
+            raise PromptError(f"guidance={config.guidance:g} goes with properties, and none is asked for")
         return self._stream(series, config)
 
     def _stream(self, unfinished: collections.deque[Series], config: GenerateConfig) -> Iterator[CIFRecord]:
@@ -211,7 +239,8 @@ class Generator:
     def sample(self, jobs: Iterable[Job], config: GenerateConfig) -> Iterator[Sample]:
         import torch
 
-        batch, dtype = min(config.batch, rows_that_fit(self.model)), getattr(torch, config.dtype)
+        rows = rows_that_fit(self.model) if config.guidance == 1 else max(1, rows_that_fit(self.model) // 2)
+        batch, dtype = min(config.batch, rows), getattr(torch, config.dtype)
         engine = Engine(self.model, self.form.slot_tokens, batch, dtype=dtype)
         assert config.seed is not None
         return engine.run(jobs, config.seed, config.draw)
@@ -248,6 +277,7 @@ class Generator:
             "top_p": config.top_p,
             "constraints": config.constraints,
             "min_distance_ang": config.min_distance_ang,
+            "guidance": None if config.guidance == 1 else config.guidance,
             "dtype": None if config.dtype == "float32" else config.dtype,
         }
         return {
@@ -257,7 +287,8 @@ class Generator:
             "prompt": prompt.source,
             "seed": config.seed,
             "index": k,
-            "settings": {name: value for name, value in settings.items() if value is not None},
+            "settings": {name: value for name, value in settings.items() if value is not None}
+            | prompt.steering.settings,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,15 @@ class Draw:
     temperature: float = 1.0  # 0: always the most likely token
     top_k: int | None = None  # among the k most likely
     top_p: float | None = None  # among the most likely that hold this share of the probability
+    # Of jobs with a condition: logits = (1 - guidance) * those without it + guidance * those with it, which is
+    # classifier-free guidance (arXiv 2207.12598, equation 6, guidance = 1 + w). Above 1 it is followed more closely.
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance must be 0 or above and finite, got {self.guidance}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

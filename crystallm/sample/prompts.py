@@ -18,12 +18,15 @@ from typing import Literal
 import numpy as np
 
 from crystallm.crystal import Crystal, formula_text, reduce_composition
+from crystallm.sample.cells import CELL_NAMES, NO_CELL, complete_cell
 from crystallm.sample.composition import Request, candidate_units, possible_groups, possible_units
 from crystallm.sample.constraints import Constraint, DeadEnd, Free, Full, Syntax
 from crystallm.sample.formulas import PromptError, parse_chemical_system, parse_formula
 from crystallm.sample.occupation import N_GROUPS, centrings
+from crystallm.sample.prototypes import Prototype, prototypes_for
 from crystallm.sample.rules import Rules
-from crystallm.space_groups import SpaceGroupError, space_group_number, space_group_symbols
+from crystallm.sample.steering import NOTHING, Steering
+from crystallm.space_groups import SpaceGroupError, space_group, space_group_number, space_group_symbols
 from tokenizer import GrammarError
 from tokenizer.vocabulary import LOOP_HEADER
 
@@ -41,6 +44,7 @@ class Prompt:
     source: str  # as it was given
     text: str  # the beginning of the canonical CIF
     request: Request  # what the text does not say
+    steering: Steering = NOTHING  # what else was asked, of which text and request tell the sampler
 
     @property
     def name(self) -> str:
@@ -77,6 +81,65 @@ def parse_prompt(
         elements = parse_chemical_system(text)
         return Prompt(source, f"{conditions}data_", replace(request, elements=elements, is_open=True))
     return _formula_prompt(source, conditions, parse_formula(text), request)
+
+
+def steered_prompt(source: str, space_group: int | str | None, formula_units: int | None, steering: Steering) -> Prompt:
+    """`parse_prompt` of a structure that shall have this cell and this prototype; property lines are added elsewhere.
+
+    Raises PromptError, which says what would fit, for a prototype or a cell that the formula or the group cannot have.
+    """
+    prompt = parse_prompt(source, space_group, formula_units)
+    if steering.prototype is not None:
+        prompt = _with_prototype(source, prompt, steering.prototype)
+    if steering.cell != NO_CELL:
+        _check_cell(prompt, steering)
+        prompt = replace(prompt, request=replace(prompt.request, cell=steering.cell))
+    return replace(prompt, steering=steering)
+
+
+def _with_prototype(source: str, prompt: Prompt, prototype: Prototype) -> Prompt:
+    request, counts = prompt.request, _stated_counts(prompt.text)
+    group, units = prototype.space_group, prototype.formula_units
+    if counts is not None and sorted(counts) != sorted(prototype.counts):
+        fitting = ", ".join(prototypes_for(counts)) or "none"
+        raise PromptError(
+            f"{prompt.name}: {prototype.name} is {prototype.formula}, as {prototype.example}; prototypes that this "
+            f"formula can have: {fitting}"
+        )
+    n_elements = None if request.elements is None else len(request.elements)
+    if n_elements not in (None, len(prototype.counts)):
+        raise PromptError(
+            f"{prompt.name}: {prototype.name} is {prototype.formula}, of {len(prototype.counts)} elements; the system "
+            f"has {n_elements}"
+        )
+    if request.space_groups not in (None, (group,)) or request.formula_units not in (None, units):
+        raise PromptError(
+            f"{prompt.name}: {prototype.name} has {units} formula unit{'s' * (units > 1)} in the primitive cell of "
+            f"{space_group_symbols()[group - 1]} (no. {group}); another space group or number was asked for"
+        )
+    prompt = parse_prompt(source, group, units)
+    return replace(prompt, request=replace(prompt.request, arrangements=prototype.arrangements))
+
+
+def _stated_counts(text: str) -> tuple[int, ...] | None:
+    """Of the formula in a prompt's text; None where it has none."""
+    stated = re.search(r"^data_(\S+)\n", text, re.MULTILINE)
+    return None if stated is None else tuple(parse_formula(stated[1]).values())
+
+
+def _check_cell(prompt: Prompt, steering: Steering) -> None:
+    for number in prompt.request.space_groups or ():
+        if complete_cell(number, steering.cell) is None:
+            ties = space_group(number).ties
+            wanted = [f"{CELL_NAMES[later]} = {CELL_NAMES[first]}" for later, first in ties.equal_lengths]
+            named = zip(CELL_NAMES[3:], ties.angles, strict=True)
+            wanted += [f"{name} = {angle:g}°" for name, angle in named if angle is not None]
+            wanted += ["beta ≥ 90°"] if space_group(number).crystal_system == "monoclinic" else []
+            got = ", ".join(f"{name} = {value:g}" for name, value in steering.settings["cell"].items())
+            raise PromptError(
+                f"{prompt.name}: the conventional cell of {space_group_symbols()[number - 1]} (no. {number}) has "
+                f"{', '.join(wanted)}; asked for {got}"
+            )
 
 
 def benchmark_prompt(crystal: Crystal) -> Prompt:
@@ -138,8 +201,8 @@ def begin(
     """The prompt's tokens, and a maker of constraints that have read them. Raises PromptError where they cannot."""
     if mode == "none":
         return _begin_free(prompt, rules)
-    if mode == "syntax" and prompt.request.elements is not None:
-        raise PromptError(f"{prompt.name}: a chemical system needs constraints=full, got constraints={mode}")
+    if mode == "syntax" and (asked := _needs_full(prompt.request)):
+        raise PromptError(f"{prompt.name}: {asked} needs constraints=full, got constraints={mode}")
 
     def new() -> Syntax:
         return Syntax(rules, prompt.request) if mode == "syntax" else Full(rules, prompt.request, min_distance_ang)
@@ -149,9 +212,9 @@ def begin(
     for position, token in enumerate(ids):
         _check_token(checked, position, ids, prompt, rules)
         checked.advance(token)
-    try:
-        if not checked.finished:
-            checked.choice()
+    try:  # on to the first token that there is a choice about
+        while not checked.finished and (only := checked.choice().token) >= 0:
+            checked.advance(only)
     except DeadEnd as err:
         raise PromptError(f"{prompt.name}: nothing can follow: {err}") from err
 
@@ -164,8 +227,19 @@ def begin(
     return ids, make
 
 
+def _needs_full(request: Request) -> str:
+    """What of a request only full constraints hold; "" where nothing is."""
+    if request.elements is not None:
+        return "a chemical system"
+    if request.cell != NO_CELL:
+        return "a cell"
+    return "a prototype" if request.arrangements is not None else ""
+
+
 def _begin_free(prompt: Prompt, rules: Rules) -> tuple[list[int], Callable[[], Constraint]]:
     request = prompt.request
+    if _needs_full(request) in ("a cell", "a prototype"):
+        raise PromptError(f"{prompt.name}: {_needs_full(request)} needs constraints=full, got constraints=none")
     if request.elements is not None or request.conventional_units is not None:
         raise PromptError(f"{prompt.name}: with constraints=none a prompt is a reduced formula or a CIF prefix")
     written = {"space group": (request.space_groups, _GROUP), "formula units": (request.formula_units, _UNITS)}

@@ -31,6 +31,7 @@ class Series:
     stream: int  # of random numbers
     first: int  # index in it
     config: GenerateConfig
+    n_condition: int = 0  # tokens of property lines
     n_sent: int = 0  # to the engine
     n_drawn: int = 0
     n_valid: int = 0
@@ -61,9 +62,12 @@ class Series:
         if self.is_complete:
             return
         if self.config.unique and record.rejected_by is None and record.text:
-            same = self.distinct.find(record.text)
+            from crystallm.checks.known import strip_conditions
+
+            text = strip_conditions(record.text)
+            same = self.distinct.find(text)
             if same is None:
-                self.distinct.add(record.text, record.id)
+                self.distinct.add(text, record.id)
             else:
                 record = replace(record, rejected_by="duplicate", reason=f"the same crystal as {same}")
         self.records.append(record)
@@ -97,7 +101,7 @@ class Queue:
                 return
             self._under_way[index] = one, k
             one.n_sent += 1
-            yield Job(index, one.ids, one.new_constraint, self.restarts)
+            yield Job(index, one.ids, one.new_constraint, self.restarts, one.n_condition)
 
     def in_order(self, samples: Iterable[Sample]) -> Iterator[tuple[Series, int, Sample]]:
         """Each job's prompt, number and sample in the order of the jobs: what ends early waits for what began before.

@@ -175,6 +175,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
         if more := tally.counts.n_valid - len(shown):
             print(f"… and {more:,} more{', not written: no --out' if config.out is None else f' in {config.out}'}")
     print(tally.summary())
+    if asked := generator.steering(config).summary():
+        print(asked)
     print(f"seed {config.seed}; {note}")
     if generator.form.note:
         print(generator.form.note)

@@ -39,8 +39,8 @@ class Rules:
         self.length_of, self.angle_of = self._numbers("length"), self._numbers("angle")
         self.angle_token = {value: token for token, value in self.angle_of.items()}
         self.lengths = np.array(list(self.length_of.values()))
-        angles = np.array(list(self.angle_of.values()))
-        self.cosines = np.where(angles == 90, 0.0, np.cos(np.radians(angles)))
+        self.angles = np.array(list(self.angle_of.values()))
+        self.cosines = np.where(self.angles == 90, 0.0, np.cos(np.radians(self.angles)))
 
         self.site_token = [tokenizer.id("\n" + symbol) for symbol in ELEMENT_ORDER]  # by rank
         self.end_token = tokenizer.end_id

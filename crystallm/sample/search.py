@@ -30,7 +30,7 @@ from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.mcts import MCTSConfig, Policy, mcts
 from crystallm.sample.prefixes import NextToken, choice_slots, replay
-from crystallm.sample.prompts import Prompt, read_prompts
+from crystallm.sample.prompts import Prompt
 from crystallm.sample.scorers import find_scorer
 from crystallm.sample.selection import PolymorphRow, polymorphs, select
 
@@ -104,9 +104,8 @@ def search(
     """A result for each prompt. Same seed, same results. Raises PromptError for what cannot be searched."""
     config = config or GenerateConfig()
     generator = Generator.load(config.model, config.device)
-    sources = read_prompts(prompt)
-    asked = (config.space_group, config.formula_units)
-    return search_from(generator, [generator.form.prompt(source, *asked) for source in sources], settings, config)
+    asked = replace(config, prompt=prompt if prompt is None or isinstance(prompt, str) else tuple(prompt))
+    return search_from(generator, generator.prompts(asked), settings, config)
 
 
 def search_from(
@@ -122,6 +121,8 @@ def search_from(
         config = replace(config, seed=secrets.randbits(32))
     if config.until_valid or config.unique:
         raise ValueError("a search draws as many as its settings say: it goes with neither until_valid nor unique")
+    if config.guidance != 1 and settings.name in ("beam", "mcts"):
+        raise ValueError(f"search={settings.name} takes no guidance, got {config.guidance:g}")
     if kind.needs_canonical and (generator.form.best_constraints, config.constraints or "full") != ("full", "full"):
         raise ValueError(f"search={settings.name} needs a model of canonical text and constraints=full")
     results = []

@@ -123,7 +123,7 @@ def _by_score(records: Sequence[CIFRecord], name: str) -> int:
     return int(np.argmax([sign * record.scores[key] for record in records]))
 
 
-def _by_cluster(records: Sequence[CIFRecord], weigh: Callable[[Sequence[CIFRecord]], np.ndarray]) -> int:
+def by_cluster(records: Sequence[CIFRecord], weigh: Callable[[Sequence[CIFRecord]], np.ndarray]) -> int:
     """The likeliest member of the heaviest cluster; of equally heavy ones, of that with the likeliest member."""
     weights = weigh(records)
     order = _by_likelihood(records)
@@ -163,8 +163,8 @@ SELECTIONS: dict[str, Callable[[Sequence[CIFRecord]], int]] = {
     "first": _first,
     "likelihood": functools.partial(_by_score, name="log_likelihood_nats"),
     "likelihood_per_token": functools.partial(_by_score, name="log_likelihood_per_token"),
-    "self_consistency": functools.partial(_by_cluster, weigh=votes),
-    "weighted_self_consistency": functools.partial(_by_cluster, weigh=importance),
+    "self_consistency": functools.partial(by_cluster, weigh=votes),
+    "weighted_self_consistency": functools.partial(by_cluster, weigh=importance),
 }
 
 

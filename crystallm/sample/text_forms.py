@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from crystallm.sample.constraints import Constraint
-from crystallm.sample.prompts import Mode, Prompt, begin, parse_prompt
+from crystallm.sample.prompts import Mode, Prompt, begin, steered_prompt
 from crystallm.sample.rules import Rules, rules_of
+from crystallm.sample.steering import NOTHING, Steering
 
 if TYPE_CHECKING:
     from crystallm.records import CIFRecord
@@ -27,8 +28,17 @@ class TextForm(Protocol):
     slot_tokens: list[np.ndarray]  # ids among which the slots of the constraints choose
     note: str  # what a user should know of samples of this form; "" for ours
 
-    def prompt(self, source: str, space_group: int | str | None = None, formula_units: int | None = None) -> Prompt:
-        """Raises PromptError for what cannot be read, or what no structure can satisfy."""
+    def prompt(
+        self,
+        source: str,
+        space_group: int | str | None = None,
+        formula_units: int | None = None,
+        steering: Steering = NOTHING,
+    ) -> Prompt:
+        """Raises PromptError for what cannot be read, or what no structure can satisfy.
+
+        Property lines are not added yet: `steering.add_lines` knows which ones a model can be asked for.
+        """
         ...
 
     def begin(self, prompt: Prompt, mode: Mode, min_distance_ang: float | None = None) -> Begun:
@@ -52,8 +62,14 @@ class CanonicalForm:
         # The last is for constraints=none.
         self.slot_tokens = [*self.rules.grammar.slot_tokens, np.arange(tokenizer.vocab_size)]
 
-    def prompt(self, source: str, space_group: int | str | None = None, formula_units: int | None = None) -> Prompt:
-        return parse_prompt(source, space_group, formula_units)
+    def prompt(
+        self,
+        source: str,
+        space_group: int | str | None = None,
+        formula_units: int | None = None,
+        steering: Steering = NOTHING,
+    ) -> Prompt:
+        return steered_prompt(source, space_group, formula_units, steering)
 
     def begin(self, prompt: Prompt, mode: Mode, min_distance_ang: float | None = None) -> Begun:
         return begin(prompt, self.rules, mode, min_distance_ang)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from crystallm.crystal import Crystal
-from crystallm.properties.structure import StructureConfig, StructureEncoder
+from crystallm.properties.checkpoint import make_structure_encoder
+from crystallm.properties.encoding import Encoder
+from crystallm.properties.structure import StructureConfig
 
 TRICLINIC = Crystal.from_parameters(
     (4.1, 5.3, 6.2, 82.0, 97.0, 108.0),
@@ -18,14 +20,23 @@ ALONE = Crystal.from_parameters((2.6, 2.6, 2.6, 60, 60, 60), [[0.4, 0.9, 0.1]], 
 FAR = Crystal.from_parameters((30.0, 30.0, 30.0, 90, 90, 90), [[0.5, 0.5, 0.5]], ["Xe"])  # no neighbour in reach
 
 
-@pytest.fixture(scope="module")
-def encoder() -> StructureEncoder:
+@pytest.fixture(scope="module", params=["transformer", "cgcnn"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    if request.param == "cgcnn":
+        pytest.importorskip("torch_geometric", reason="the graph network needs torch_geometric")
     torch.manual_seed(0)
-    return StructureEncoder(StructureConfig(width=32, n_layer=2, n_head=4, cutoff_ang=5.0)).eval()
+    config = StructureConfig(encoder=request.param, width=32, n_layer=2, n_head=4, cutoff_ang=5.0)
+    return make_structure_encoder(config).eval()
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Encoder:
+    torch.manual_seed(0)
+    return make_structure_encoder(StructureConfig(width=32, n_layer=2, n_head=4, cutoff_ang=5.0)).eval()
 
 
 @torch.no_grad()
-def tokens(encoder: StructureEncoder, *crystals: Crystal) -> list[np.ndarray]:
+def tokens(encoder: Encoder, *crystals: Crystal) -> list[np.ndarray]:
     encoding = encoder(encoder.collate(crystals))
     return [row[there].numpy() for row, there in zip(encoding.tokens, encoding.mask, strict=True)]
 
@@ -35,7 +46,7 @@ def turned(crystal: Crystal) -> Crystal:
     return Crystal(crystal.lattice @ q, crystal.frac_coords, crystal.atomic_numbers)
 
 
-def test_rotation_and_mirror_origin_and_order_change_nothing(encoder: StructureEncoder) -> None:
+def test_rotation_and_mirror_origin_and_order_change_nothing(encoder: Encoder) -> None:
     [plain] = tokens(encoder, TRICLINIC)
     shifted = Crystal(TRICLINIC.lattice, TRICLINIC.frac_coords + np.array([0.37, 0.81, 0.14]), TRICLINIC.atomic_numbers)
     order = [2, 0, 3, 1]
@@ -45,7 +56,7 @@ def test_rotation_and_mirror_origin_and_order_change_nothing(encoder: StructureE
     np.testing.assert_allclose(tokens(encoder, mixed)[0], plain[order], atol=1e-5)
 
 
-def test_the_choice_of_the_cell_changes_nothing(encoder: StructureEncoder) -> None:
+def test_the_choice_of_the_cell_changes_nothing(encoder: Encoder) -> None:
     [plain] = tokens(encoder, TRICLINIC)
     matrix = np.array([[1, 0, 0], [2, 1, 0], [-1, 3, 1]])  # another cell of the same lattice
     sheared = Crystal(matrix @ TRICLINIC.lattice, TRICLINIC.frac_coords @ np.linalg.inv(matrix), [20, 22, 8, 8])
@@ -55,33 +66,33 @@ def test_the_choice_of_the_cell_changes_nothing(encoder: StructureEncoder) -> No
     np.testing.assert_allclose(tokens(encoder, supercell)[0], np.tile(plain, (2, 1)), atol=1e-5)
 
 
-def test_batches_do_not_mix(encoder: StructureEncoder) -> None:
+def test_batches_do_not_mix(encoder: Encoder) -> None:
     together = tokens(encoder, ALONE, TRICLINIC, FAR)
     for one, crystal in zip(together, (ALONE, TRICLINIC, FAR), strict=True):
         np.testing.assert_allclose(one, tokens(encoder, crystal)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["species", "distance", "angle"])
-def test_species_distances_and_angles_are_seen(encoder: StructureEncoder, what: str) -> None:
+def test_species_distances_and_angles_are_seen(transformer: Encoder, what: str) -> None:
     def molecule(z: int, length: float, angle: float) -> Crystal:  # far from its images
         cart = [[0, 0, 0], [length, 0, 0], [length * np.cos(angle), length * np.sin(angle), 0]]
         return Crystal(np.eye(3) * 20, np.array(cart) / 20 + 0.5, np.array([z, 8, 8]))
 
-    plain = tokens(encoder, molecule(14, 1.6, 1.8))[0]
+    plain = tokens(transformer, molecule(14, 1.6, 1.8))[0]
     other = {"species": (15, 1.6, 1.8), "distance": (14, 1.7, 1.8), "angle": (14, 1.6, 2.1)}[what]
-    assert np.abs(tokens(encoder, molecule(*other))[0][0] - plain[0]).max() > 1e-3
+    assert np.abs(tokens(transformer, molecule(*other))[0][0] - plain[0]).max() > 1e-3
 
 
-def test_vectors_change_smoothly_at_the_cutoff(encoder: StructureEncoder) -> None:
+def test_vectors_change_smoothly_at_the_cutoff(transformer: Encoder) -> None:
     def pair(distance: float) -> np.ndarray:
         sites = np.array([[0, 0, 0], [distance / 30, 0, 0]])
-        return tokens(encoder, Crystal(np.eye(3) * 30, sites, np.array([3, 9])))[0]
+        return tokens(transformer, Crystal(np.eye(3) * 30, sites, np.array([3, 9])))[0]
 
     assert np.abs(pair(4.9999) - pair(5.0001)).max() < 1e-4
     assert np.abs(pair(4.0) - pair(5.0001)).max() > 1e-3
 
 
-def test_one_atom_and_five_hundred(encoder: StructureEncoder) -> None:
+def test_one_atom_and_five_hundred(encoder: Encoder) -> None:
     rng = np.random.default_rng(0)
     large = Crystal(np.eye(3) * 19.0, rng.random((500, 3)), rng.integers(1, 90, 500))
     assert tokens(encoder, large)[0].shape == (500, 32)
@@ -89,7 +100,7 @@ def test_one_atom_and_five_hundred(encoder: StructureEncoder) -> None:
         encoder.collate([Crystal(np.eye(3) * 19.0, rng.random((501, 3)), rng.integers(1, 90, 501))])
 
 
-def test_gradients_are_finite_where_nobody_is_near(encoder: StructureEncoder) -> None:
+def test_gradients_are_finite_where_nobody_is_near(encoder: Encoder) -> None:
     encoder.zero_grad()
     encoder(encoder.collate([FAR, ALONE])).mean().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
