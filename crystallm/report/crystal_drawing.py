@@ -28,9 +28,17 @@ def element_styles(crystals: Iterable[Crystal]) -> dict[int, tuple[str, str]]:
 
 
 def draw_crystal(
-    axes: Any, crystal: Crystal, styles: dict[int, tuple[str, str]], size: float = 1.0, zoom: float = 1.05
+    axes: Any,
+    crystal: Crystal,
+    styles: dict[int, tuple[str, str]],
+    size: float = 1.0,
+    zoom: float = 1.05,
+    colors: np.ndarray | None = None,
 ) -> None:
-    """The cell's twelve edges, and each atom once, as a ball that grows with its covalent radius. Axes in Å."""
+    """The cell's twelve edges, and each atom once, as a ball that grows with its covalent radius. Axes in Å.
+
+    `colors` (n_atoms, 4), red, green, blue and opacity from 0 to 1, take the place of the elements' colours.
+    """
     from matplotlib.ticker import MaxNLocator
 
     corners = np.array(list(itertools.product((0, 1), repeat=3)))
@@ -41,8 +49,14 @@ def draw_crystal(
     for z in np.unique(crystal.atomic_numbers).tolist():
         color, shape = styles[z]
         area = size * (12 * covalent_radii()[z] ** 0.7) ** 2 / max(1.0, crystal.n_atoms / 16) ** 0.5  # points²
-        points = crystal.cart_coords[crystal.atomic_numbers == z]
-        look = {"color": color, "marker": shape, "edgecolors": "black", "linewidths": 0.5}
+        own = crystal.atomic_numbers == z
+        points = crystal.cart_coords[own]
+        look = {
+            "color": color if colors is None else colors[own],
+            "marker": shape,
+            "edgecolors": "black",
+            "linewidths": 0.5,
+        }
         axes.scatter(*points.T, s=area, depthshade=False, label=SYMBOLS[z - 1], **look)
     reach = corners @ crystal.lattice
     axes.set_box_aspect(np.ptp(reach, axis=0), zoom=zoom)
