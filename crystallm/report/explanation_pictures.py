@@ -70,7 +70,7 @@ def modality_figure(explanation: Explanation) -> Figure:
         "structure alone, its own branch": (values.structure_alone, ORANGE),
         "text alone, its own branch": (values.text_alone, GREEN),
     }
-    _bars(left, list(rows), [value for value, _ in rows.values()], [color for _, color in rows.values()])
+    _bars(left, list(rows), [value for value, _ in rows.values()], [color for _, color in rows.values()], "{:.3g}")
     left.set_xlabel(target_label(explanation.target))
     left.set_title("value\n(without: the missing token instead)", fontsize=10)
     shares = values.contributions()
@@ -187,7 +187,8 @@ def attention_figure(explanation: Explanation) -> Figure:
         axes.set_title(title, fontsize=10)
         for (row, column), share in np.ndenumerate(shares):
             if np.isfinite(share):
-                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+                ink = "black" if 0.45 < ratio[row, column] < 2.5 else "white"
+                axes.text(column, row, f"{100 * share:.0f}", color=ink, ha="center", va="center", fontsize=7)
     _even_bar(figure, image, panels, "share / even share")
     figure.suptitle(_title(explanation) + _left_out(chosen, explanation), fontsize=11)
     return figure
@@ -275,11 +276,13 @@ def _both(changes: Any) -> tuple[np.ndarray, np.ndarray]:
     return changes.silenced, changes.removed
 
 
-def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], colors: Sequence[str]) -> None:
+def _bars(
+    axes: Axes, names: Sequence[str], values: Sequence[float], colors: Sequence[str], form: str = "{:+.3g}"
+) -> None:
     """Downwards; a value that does not exist has no bar."""
     places = np.arange(len(names))
     bars = axes.barh(places, np.nan_to_num(values), 0.7, color=list(colors))
-    written = ["nothing left" if np.isnan(value) else f"{value:+.3g}" for value in values]
+    written = ["nothing left" if np.isnan(value) else form.format(value) for value in values]
     axes.bar_label(bars, written, padding=3, fontsize=8)
     axes.set_yticks(places, list(names), fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
