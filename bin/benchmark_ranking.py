@@ -16,7 +16,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--by", default=RankingConfig.by, help="property of the predictor; the lowest wins")
-    parser.add_argument("--stiffness", type=float, nargs="*", default=RankingConfig.stiffness, help="eV/Å² an atom")
     parser.add_argument("--votes", type=float, nargs="*", default=RankingConfig.votes, help="widths of weighted votes")
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
     parser.add_argument("--limit", type=int, help="the first chunks of the run")
@@ -24,7 +23,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", help="file for all figures")
     given = vars(parser.parse_args())
     target = given.pop("json")
-    given |= {name: tuple(given[name]) for name in ("stiffness", "votes")}
+    given["votes"] = tuple(given["votes"])
     try:
         results = compare_rankings(RankingConfig(**given))
     except (ValueError, FileNotFoundError) as err:

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from crystallm.config import from_dict
 from crystallm.properties.calibration import LEVELS, coverage
-from crystallm.properties.distortion import DISTORTION, with_distortion
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.samples import SampleSet
 from crystallm.properties.tables import PropertyDataConfig, property_samples, sample_splits
@@ -46,8 +45,6 @@ def benchmark_properties(config: PropertyBenchmarkConfig) -> dict[str, Any]:
     if not len(places):
         raise ValueError(f"{config.run}: no row of the split {config.split!r}")
     part = samples.some(places)
-    if DISTORTION in predictor.targets:
-        part = with_distortion(part)
     agree = volumes_agree(part, config.volumes)
     labels = part.labels(predictor.targets)
     wall, cpu = time.perf_counter(), time.process_time()

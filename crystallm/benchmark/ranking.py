@@ -2,7 +2,7 @@
 
 Each target's valid samples are ranked by the predicted value; its first is matched as the run matched it, beside the
 first sample drawn and what the run's own selections took, which cost no prediction. Besides, self-consistency with
-votes that count exp(-cost / w): what most samples agree on, unless its value speaks against it.
+votes that count exp(-value / w): what most samples agree on, unless its value speaks against it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
-from crystallm.properties.distortion import DISTORTION, STIFFNESS
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 from crystallm.sample.selection import by_cluster
@@ -29,25 +28,22 @@ class RankingConfig:
     run: str  # folder of a run of bin/benchmark_csp.py
     by: str = "formation_energy"  # property of the predictor; the lowest wins
     model: str | None = None  # predictor; None: the bundled one
-    stiffness: tuple[float, ...] = (STIFFNESS,)  # k: value + k / 2 times the squared distortion (Å), where it is known
-    votes: tuple[float, ...] = (0.1,)  # widths w, in the property's unit: each sample votes with exp(-cost / w)
+    votes: tuple[float, ...] = (0.3,)  # widths w, in the property's unit: each sample votes with exp(-value / w)
     limit: int | None = None  # the first so many chunks of the run
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Way:
-    """How an answer is chosen: the lowest cost, or with `width` the heaviest cluster of votes exp(-cost / width)."""
+    """How an answer is chosen: the lowest value, or with `width` the heaviest cluster of votes exp(-value / width)."""
 
-    stiffness: float = 0.0
     width: float | None = None
 
-    def choose(self, records: Sequence[CIFRecord], values: np.ndarray, distortion: np.ndarray) -> int:
+    def choose(self, records: Sequence[CIFRecord], values: np.ndarray) -> int:
         """Among valid records (n,) of one target"""
-        cost = values + self.stiffness / 2 * distortion**2
         if self.width is None:
-            return int(np.argmin(cost))
-        weights = np.exp(-(cost - cost.min()) / self.width)
+            return int(np.argmin(values))
+        weights = np.exp(-(values - values.min()) / self.width)
         return by_cluster(records, lambda _: weights)
 
 
@@ -58,7 +54,7 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     settings = identity["settings"]
     folder = RunFolder(run, identity)
     predictor = Predictor.load(config.model, config.device)
-    name, ways = score_name(predictor.target(config.by).name), _ways(config, DISTORTION in predictor.targets)
+    name, ways = score_name(predictor.target(config.by).name), _ways(config)
     rms: dict[str, list[float]] = {way: [] for way in ("first", *settings["select"], *ways)}
     n_predicted, cpu_s, chunk = 0, 0.0, 0
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
@@ -75,9 +71,8 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
             valid = [k for k, reason in enumerate(one.rejected_by) if not reason and f"{one.id}/{k:03d}" in by_id]
             drawn = [by_id[f"{one.id}/{k:03d}"] for k in valid]
             values = np.array([record.scores[name] for record in drawn])
-            distortion = np.array([record.scores.get(score_name(DISTORTION), 0.0) for record in drawn])
             for title, how in ways.items():
-                rms[title].append(one.rms[valid[how.choose(drawn, values, distortion)]] if drawn else np.nan)
+                rms[title].append(one.rms[valid[how.choose(drawn, values)]] if drawn else np.nan)
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")
@@ -94,15 +89,9 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     }
 
 
-def _ways(config: RankingConfig, knows_distortion: bool) -> dict[str, Way]:
-    ways = {config.by: Way()}
-    for k in config.stiffness if knows_distortion else ():
-        ways[f"{config.by} + {k / 2:g} distortion²"] = Way(k)
-    for width in config.votes:
-        ways[f"self-consistency, votes exp(-{config.by} / {width:g})"] = Way(0.0, width)
-        for k in config.stiffness if knows_distortion else ():
-            ways[f"the same, {config.by} + {k / 2:g} distortion²"] = Way(k, width)
-    return ways
+def _ways(config: RankingConfig) -> dict[str, Way]:
+    voting = {f"self-consistency, votes exp(-{config.by} / {width:g})": Way(width) for width in config.votes}
+    return {config.by: Way(), **voting}
 
 
 def ranking_table(results: dict[str, Any]) -> str:

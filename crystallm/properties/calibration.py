@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from crystallm.properties.distortion import DISTORTION
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.predictor import PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet
@@ -28,8 +27,6 @@ def calibrated_targets(model: PropertyPredictor, samples: SampleSet) -> list[Tar
         found = plain.predict(samples, branch=branch)
         ratios = np.abs(found.values - labels) / found.errors
         for place, own in enumerate(factors):
-            if plain.targets[place] == DISTORTION:  # validation rows are all relaxed: they tell nothing of its errors
-                continue
             known = ratios[np.isfinite(ratios[:, place]), place]
             if len(known):
                 own[branch] = float(known.mean())

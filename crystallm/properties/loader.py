@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from crystallm.crystal import Crystal
 from crystallm.properties.augmentation import TextAugmentation, augment
 from crystallm.properties.description import Description
-from crystallm.properties.distortion import DISTORTION, DistortionConfig, distort
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.predictor import PropertyBatch
 from crystallm.properties.samples import SampleSet
@@ -25,7 +23,6 @@ class LoaderConfig:
     max_atoms: int = 80  # larger crystals are left out of training
     pool: int = 4096  # samples that are sorted by their number of atoms: less padding
     augmentation: TextAugmentation = field(default_factory=TextAugmentation)
-    distortion: DistortionConfig = field(default_factory=DistortionConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch_atoms", "batch_samples", "max_atoms", "pool"):
@@ -44,27 +41,16 @@ class BatchMaker:
     def batch(
         self, chosen: np.ndarray, config: LoaderConfig | None = None, rng: np.random.Generator | None = None
     ) -> PropertyBatch:
-        """For training, with both given, texts are augmented and some crystals distorted: these have no text."""
-        parts, present, labels = {}, {}, self.labels[chosen]
-        crystals: dict[int, Crystal] = {}  # the distorted ones, by place
-        if config is not None and rng is not None and config.distortion.share:
-            for place in np.flatnonzero(rng.random(len(chosen)) < config.distortion.share).tolist():
-                crystal = self.samples.crystal(int(chosen[place]))
-                crystals[place], amount = distort(crystal, config.distortion, rng)
-                labels[place] = np.nan
-                labels[place, self.targets.index(DISTORTION)] = amount
+        """For training, with both given, texts are augmented."""
+        parts, present = {}, {}
+        augmentation = None if config is None else config.augmentation
         for name, encoder in self.encoders.items():
-            items: list[Any] = []
-            for place, index in enumerate(chosen.tolist()):
-                if place in crystals:
-                    items.append(crystals[place] if encoder.reads == "crystal" else None)
-                else:
-                    items.append(self._item(encoder, index, None if config is None else config.augmentation, rng))
+            items = [self._item(encoder, int(index), augmentation, rng) for index in chosen]
             there = [item is not None for item in items]
             present[name] = torch.tensor(there)
             if any(there):
                 parts[name] = encoder.collate([item for item in items if item is not None])
-        return PropertyBatch(parts, present, torch.from_numpy(labels).float())
+        return PropertyBatch(parts, present, torch.from_numpy(self.labels[chosen]).float())
 
     def _item(
         self, encoder: Encoder, index: int, augmentation: TextAugmentation | None, rng: np.random.Generator | None

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from crystallm.properties.checkpoint import load_predictor
-from crystallm.properties.distortion import DISTORTION
 from crystallm.properties.loader import BatchMaker, cut_by_atoms
 from crystallm.properties.predictor import Branch, PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet, Texts, make_samples
@@ -21,7 +20,6 @@ from crystallm.resources import resource_path
 
 NON_NEGATIVE = (
     "band_gap",
-    "distortion",
     "density",
     "volume",
     "bulk_modulus",
@@ -97,12 +95,6 @@ class Predictor:
                 mean, log_width = (value.double().cpu().numpy()[rows] for value in predictions[name])
                 for place in rows:
                     branches[chosen[place]] = name
-                if DISTORTION in self.targets and branch is None and "structure" in predictions:
-                    # from the structure alone: distorted crystals had no text in training
-                    column = self.targets.index(DISTORTION)
-                    mean[:, column], log_width[:, column] = (
-                        value[rows, column].double().cpu().numpy() for value in predictions["structure"]
-                    )
                 values[chosen[rows]] = mean
                 errors[chosen[rows]] = np.exp(log_width) * [t.error_factors.get(name, 1.0) for t in self.model.targets]
         means, scales = (value.double().cpu().numpy() for value in self.model.scaling())

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from crystallm.properties.distortion import DISTORTION, STIFFNESS
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 
@@ -52,17 +51,9 @@ class Ranking:
         sign = 1 if self.lowest_first else -1
         prompts = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.prompt for r in records))}
         ranked = [record for record in scored if record.rejected_by is None]
-        ranked.sort(key=lambda r: (prompts[r.prompt], sign * self._value(r)))
+        ranked.sort(key=lambda r: (prompts[r.prompt], sign * r.scores[self.score]))
         ranked = [replace(r, provenance={**r.provenance, "ranked_by": self._provenance()}) for r in ranked]
         return [*ranked, *(r for r in scored if r.rejected_by), *(r for r in records if r.rejected_by)]
-
-    def _value(self, record: CIFRecord) -> float:
-        """The predicted value; of an energy, what the distortion adds besides, where the predictor knows it: far from
-        relaxed crystals an energy is a guess, and often too low."""
-        value = record.scores[self.score]
-        if "energy" not in self.target or DISTORTION not in self.predictor.targets:
-            return value
-        return value + STIFFNESS / 2 * record.scores[score_name(DISTORTION)] ** 2
 
     def _provenance(self) -> dict[str, str]:
         return {"property": self.target, "predictor": self.predictor.info.get("model_hash", "")[:12]}

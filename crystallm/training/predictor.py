@@ -21,7 +21,6 @@ from crystallm.properties.checkpoint import (
     predictor_info,
     texts_of,
 )
-from crystallm.properties.distortion import DISTORTION, SCALE_ANG, with_distortion
 from crystallm.properties.loader import PropertyLoader
 from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SPLITS, Rejected, SampleSet, write_split_file
@@ -51,8 +50,6 @@ def train_predictor(config: PredictorRunConfig) -> str:
     if not names:
         raise ValueError("data.targets names no column; wanted e.g. data.targets.gap=band_gap_ev")
     samples, rejected = property_samples(config.data, texts_of(config.predictor))
-    if config.data.loader.distortion.share:
-        samples, names = with_distortion(samples), (*names, DISTORTION)
     splits = sample_splits(samples, config.data)
     places = {split: np.flatnonzero(splits == split) for split in SPLITS}
     chosen = {**places, "train": _some(places["train"], config.data.max_train, config.train.seed)}
@@ -102,9 +99,6 @@ def fitted_targets(samples: SampleSet, places: np.ndarray, names: Sequence[str])
     labels = samples.labels(names)[places]
     found = []
     for name, column in zip(names, labels.T, strict=True):
-        if name == DISTORTION:
-            found.append(Target(name, 0.0, SCALE_ANG))
-            continue
         known = column[np.isfinite(column)]
         if not len(known):
             raise ValueError(f"none of {len(places)} training rows has a label for {name}")

@@ -22,7 +22,6 @@ from crystallm.properties.checkpoint import (
     export_predictor,
     load_predictor,
 )
-from crystallm.properties.distortion import DISTORTION, DistortionConfig, distort, with_distortion
 from crystallm.properties.fusion import FUSIONS
 from crystallm.properties.loader import BatchMaker, LoaderConfig, PropertyLoader, cut_by_atoms
 from crystallm.properties.prediction import Predictor
@@ -230,51 +229,6 @@ def test_samples_without_any_label_are_refused(samples: SampleSet) -> None:
     empty = replace(samples, targets={"heat_ev_per_atom": np.full(40, np.nan)})
     with pytest.raises(ValueError, match="none of 40 samples can be used: 40 have no label"):
         PropertyLoader(empty, np.arange(40), {}, ["heat_ev_per_atom"], LoaderConfig())
-
-
-def test_distortion_is_what_was_done_to_the_crystal() -> None:
-    crystal, rng = rock_salt("Na", "Cl", 5.6), np.random.default_rng(0)
-    atoms = DistortionConfig(0.5, max_displacement_ang=0.4, max_swelling=0.0, max_shear=0.0)
-    moved, amount = distort(crystal, atoms, rng)
-    cart = (moved.frac_coords - crystal.frac_coords + 0.5) % 1 - 0.5
-    assert amount == pytest.approx(np.sqrt(((cart @ crystal.lattice) ** 2).sum(1).mean())) and 0 < amount < 0.8
-    np.testing.assert_array_equal(moved.lattice, crystal.lattice)
-    cell = DistortionConfig(0.5, max_displacement_ang=0.0)
-    strained, amount = distort(crystal, cell, rng)
-    strain = np.linalg.inv(crystal.lattice) @ strained.lattice - np.eye(3)
-    np.testing.assert_allclose(strain, strain.T, atol=1e-12)
-    assert amount == pytest.approx(np.linalg.norm(strain) * (crystal.volume_ang3 / 2) ** (1 / 3))
-
-
-def test_distorted_crystals_teach_their_distortion_alone(samples: SampleSet) -> None:
-    names = ["heat_ev_per_atom", DISTORTION]
-    maker = BatchMaker(with_distortion(samples), predictor().encoders_by_modality(), names)
-    config = LoaderConfig(distortion=DistortionConfig(0.5))
-    batch = maker.batch(np.arange(40), config, np.random.default_rng(0))
-    distorted = batch.targets[:, 0].isnan()
-    assert 10 < distorted.sum() < 30
-    assert (batch.targets[distorted, 1] > 0).all() and (batch.targets[~distorted, 1] == 0).all()
-    assert torch.equal(batch.present["text"], ~distorted) and batch.present["structure"].all()
-    plain = maker.batch(np.arange(40))
-    assert (plain.targets[:, 1] == 0).all() and plain.present["text"].all()
-
-
-def test_a_predictor_learns_how_distorted_a_crystal_is(tmp_path: Path) -> None:
-    given = ["data.loader.distortion.share=0.5", "predictor.text=none", "predictor.structure.width=32"]
-    # these relaxed crystals have any edge, so a strain could not be told
-    given += ["data.loader.distortion.max_swelling=0", "data.loader.distortion.max_shear=0", "train.max_steps=400"]
-    train_predictor(run_config(tmp_path, *given))
-    found = Predictor.load(tmp_path / "run")
-    assert found.targets == ("heat_ev_per_atom", DISTORTION)
-    made = records(40)
-    rng = np.random.default_rng(1)
-    crystals = [rock_salt("Na", "Cl", 5.6 + k / 40) for k in range(40)]
-    bent = [distort(crystal, DistortionConfig(0.5, 0.6, 0.0, 0.0), rng) for crystal in crystals]
-    scored = found.score([CIFRecord(str(k), "", crystal=crystal) for k, (crystal, _) in enumerate(bent)])
-    said = [record.scores["predicted_distortion_ang"] for record in scored]
-    assert np.corrcoef(said, [amount for _, amount in bent])[0, 1] > 0.5
-    relaxed = [record.scores["predicted_distortion_ang"] for record in found.score(made)]
-    assert np.mean(relaxed) < 0.3 * np.mean(said)
 
 
 # ---------------------------------------------------------------- calibration and diagnostics
