@@ -37,7 +37,6 @@ from torch import Tensor
 
 from crystallm.crystal import Crystal
 from crystallm.properties.description import Description, Scope, Sentence
-from crystallm.properties.distortion import DISTORTION
 from crystallm.properties.encoding import Encoding
 from crystallm.properties.frozen import FrozenEncoder
 from crystallm.properties.fusion import CrossAttention
@@ -160,8 +159,7 @@ def explain(predictor: Predictor, samples: SampleSet, index: int, target: str) -
     one that its encoders refuse (too many atoms, too long a text).
     """
     name = predictor.target(target).name
-    by_structure = name == DISTORTION and "structure" in predictor.model.encoders and samples.n_atoms[index] > 0
-    case = _Case(predictor, samples, index, predictor.targets.index(name), without=("text",) if by_structure else ())
+    case = _Case(predictor, samples, index, predictor.targets.index(name))
     notes: list[str] = []
     there = list(case.items)
     branch: Branch = "fused" if len(there) == 2 else there[0]  # type: ignore[assignment]
@@ -188,7 +186,7 @@ def explain(predictor: Predictor, samples: SampleSet, index: int, target: str) -
         site_changes=_hiding_changes(case, [site.atoms for site in sites], branch, full),
         atom_changes=_hiding_changes(case, atoms, branch, full),
         attention=_attention(case, sentences, notes),
-        notes=("text: a distortion is told from the structure alone",) if by_structure else tuple(notes),
+        notes=tuple(notes),
     )
 
 
@@ -211,15 +209,12 @@ def find_sites(crystal: Crystal) -> tuple[Site, ...]:
 class _Case:
     """One sample before one predictor."""
 
-    def __init__(self, predictor: Predictor, samples: SampleSet, index: int, column: int, without: Sequence[str] = ()):
-        """`without`: modalities that are not to be read"""
+    def __init__(self, predictor: Predictor, samples: SampleSet, index: int, column: int):
         self.model, self.device, self.column = predictor.model, predictor.device, column
         self.encoders = self.model.encoders_by_modality()
         self.items: dict[str, Crystal | str] = {}
         self.description: Description | None = None  # where a description is what the text encoder reads
         for name, encoder in self.encoders.items():
-            if name in without:
-                continue
             if encoder.reads == "crystal" and samples.n_atoms[index]:
                 self.items[name] = samples.crystal(index)
             elif encoder.reads == "canonical" and samples.canonical_texts[index]:

@@ -12,13 +12,13 @@ import torch
 
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
+from crystallm.properties.augmentation import TextAugmentation
 from crystallm.properties.checkpoint import PredictorConfig, TextConfig, build_predictor
 from crystallm.properties.description import Description, Sentence, describe
-from crystallm.properties.distortion import DISTORTION
 from crystallm.properties.encoding import Part
 from crystallm.properties.explanation import Explanation, ModalityValues, explain, find_sites
 from crystallm.properties.fusion import FUSIONS, CrossAttention
-from crystallm.properties.loader import BatchMaker, LoaderConfig
+from crystallm.properties.loader import BatchMaker
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.predictor import Branch, HeadConfig, Target
 from crystallm.properties.samples import SampleSet
@@ -97,12 +97,12 @@ def trained(samples: SampleSet, config: PredictorConfig, target: str, steps: int
     torch.manual_seed(0)
     labels = samples.labels([target])
     model = build_predictor(config, [Target(target, float(labels.mean()), float(labels.std()))]).train()
-    maker = BatchMaker(samples, model.encoders_by_modality(), [target])
+    maker = BatchMaker(samples, model.encoders_by_modality(), labels)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     rng = np.random.default_rng(0)
     for _ in range(steps):
-        loss = model.loss(maker.batch(rng.integers(0, N_TRAIN, 32), LoaderConfig(), rng))
+        loss = model.loss(maker.batch(rng.integers(0, N_TRAIN, 32), TextAugmentation(), rng))
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         optimizer.step()
@@ -417,17 +417,6 @@ def test_one_modality_alone(rutile: tuple[Crystal, SampleSet]) -> None:
     assert both.site_changes.silenced[0] == pytest.approx(missing, abs=1e-5)
     text_only = explain(untrained(structure=False), whole, 0, "gap")
     assert text_only.branch == "text" and text_only.sites == () and np.isfinite(text_only.sentence_changes).all()
-
-
-def test_a_distortion_is_told_by_the_structure_alone(rutile: tuple[Crystal, SampleSet]) -> None:
-    torch.manual_seed(1)
-    predictor = Predictor(build_predictor(config(), [Target("gap_ev"), Target(DISTORTION)]))
-    found = explain(predictor, rutile[1], 0, "distortion")
-    assert found.branch == "structure" and found.modalities is None and found.sentences == ()
-    raw = predictor.predict(rutile[1], branch="structure").of(DISTORTION)[0][0]
-    assert max(found.value, 0.0) == pytest.approx(raw, abs=1e-5)
-    assert found.notes == ("text: a distortion is told from the structure alone",)
-    assert explain(predictor, rutile[1], 0, "gap").branch == "fused"
 
 
 def random_silicon() -> Crystal:
