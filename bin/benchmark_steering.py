@@ -1,4 +1,4 @@
-"""Does a model make what is asked of it?  python bin/benchmark_steering.py --model runs/mp_long --out runs/steering
+"""Does a model make what is asked of it?  python bin/benchmark_steering.py --guidance 2 --out runs/steering
 
 NUM structures are drawn for each asked value of a property with the composition left free, and for quantiles of what
 the model draws unasked in each chemical system or formula of --prompts. Prints medians, errors, the correlation of
@@ -18,7 +18,7 @@ from crystallm.sample.prompts import read_prompts
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="checkpoint trained with property lines")
+    parser.add_argument("--model", help="checkpoint trained with property lines; left out: the bundled one")
     parser.add_argument("--property", default="density", help="with its unit or without")
     parser.add_argument(
         "--values", type=float, nargs="*", default=SteeringConfig.values, help="asked for; none: no grid"
