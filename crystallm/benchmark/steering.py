@@ -1,6 +1,6 @@
 """Whether a model makes what is asked of it: structures drawn for a grid of values of a property, and without.
 
-    results = benchmark_steering(SteeringConfig("runs/mp_long", "density", (2, 4, 6, 8), prompts=("Li-Fe-O",)))
+    results = benchmark_steering(SteeringConfig(None, "density", (2, 4, 6, 8), prompts=("Li-Fe-O",)))
     print(steering_table(results))
 
 With the composition left free a grid of values is asked for. In a chemical system, or of a formula, the values asked
