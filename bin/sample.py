@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from crystallm.sample.generate import GenerateConfig
-from crystallm.sample.ranking import Ranking
 from crystallm.sample.report import run
 from crystallm.sample.search import SEARCHES, SearchConfig
 from crystallm.sample.steering import read_assignments
+
+if TYPE_CHECKING:
+    from crystallm.sample.ranking import Ranking
 
 
 def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None, Ranking | None]:
@@ -86,7 +89,11 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
             raise ValueError("--rank goes without --search; a search is led by --scorer, or by --select")
         if predictor and not rank:
             raise ValueError("--predictor goes with --rank")
-        ranking = Ranking.find(rank, predictor) if rank else None
+        ranking = None
+        if rank:
+            from crystallm.sample.ranking import Ranking  # needs libraries that drawing does without
+
+            ranking = Ranking.find(rank, predictor)
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
     except (ValueError, FileNotFoundError) as err:
         parser.error(str(err))

@@ -39,11 +39,10 @@ class BatchMaker:
         self.labels = samples.labels(targets) if targets else np.zeros((len(samples), 0))  # (n, n_targets)
 
     def batch(
-        self, chosen: np.ndarray, config: LoaderConfig | None = None, rng: np.random.Generator | None = None
+        self, chosen: np.ndarray, augmentation: TextAugmentation | None = None, rng: np.random.Generator | None = None
     ) -> PropertyBatch:
-        """For training, with both given, texts are augmented."""
+        """Texts are augmented where both are given, for training."""
         parts, present = {}, {}
-        augmentation = None if config is None else config.augmentation
         for name, encoder in self.encoders.items():
             items = [self._item(encoder, int(index), augmentation, rng) for index in chosen]
             there = [item is not None for item in items]
@@ -118,7 +117,7 @@ class PropertyLoader:
             if self._batch == len(self._order):
                 self.state = {"epoch": self._epoch + 1, "batch": 0}
             if i % self.world == self.rank:
-                yield self.maker.batch(chosen, self.config, rng)
+                yield self.maker.batch(chosen, self.config.augmentation, rng)
 
     def once(self) -> Iterator[PropertyBatch]:
         """Every sample once, its text as it is: this process's share."""

@@ -18,13 +18,13 @@ from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
-from crystallm.sample.ranking import Ranking
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
 
 if TYPE_CHECKING:
     from crystallm.checks.fingerprints import KnownFingerprints
     from crystallm.checks.known import KnownCrystals
+    from crystallm.sample.ranking import Ranking
 
 MAX_SHOWN = 50  # lines of a table
 KNOWN_FILES = ("known.parquet", "known.npz")  # beside a model: an index of what it was trained on

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
-from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 
 Function = Callable[[list[CIFRecord]], Sequence[float]]
@@ -101,6 +100,8 @@ def find_scorer(spec: str, predictor: str | None = None) -> Scorer:
 
 def property_scorer(name: str, predictor: str | None = None) -> Scorer:
     """Predicted values of a property. ValueError for one that the predictor does not know."""
+    from crystallm.properties.prediction import Predictor, score_name  # describes crystals, which drawing them does not
+
     model = Predictor.load(predictor)
     known = {target.name for target in model.model.targets}
     try:

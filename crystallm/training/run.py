@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from crystallm.config import load_config, names_key
 from crystallm.training.decoder import RunConfig, train_decoder
-from crystallm.training.predictor import PredictorRunConfig, train_predictor
 from crystallm.training.refiner import RefinerRunConfig, train_refiner
 
 
@@ -16,5 +15,8 @@ def train(argv: Sequence[str] | None = None) -> str:
     if names_key(argv, "refiner"):
         return train_refiner(load_config(RefinerRunConfig, argv))
     if names_key(argv, "predictor"):
+        # It reads tables of crystals, and needs libraries that the two others do without.
+        from crystallm.training.predictor import PredictorRunConfig, train_predictor
+
         return train_predictor(load_config(PredictorRunConfig, argv))
     return train_decoder(load_config(RunConfig, argv))

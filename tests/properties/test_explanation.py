@@ -97,7 +97,7 @@ def trained(samples: SampleSet, config: PredictorConfig, target: str, steps: int
     torch.manual_seed(0)
     labels = samples.labels([target])
     model = build_predictor(config, [Target(target, float(labels.mean()), float(labels.std()))]).train()
-    maker = BatchMaker(samples, model.encoders_by_modality(), labels)
+    maker = BatchMaker(samples, model.encoders_by_modality(), [target])
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     rng = np.random.default_rng(0)

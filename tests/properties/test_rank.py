@@ -28,7 +28,7 @@ from crystallm.train.checkpoint import write_checkpoint
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A predictor with random weights"""
     torch.manual_seed(0)
-    config = PredictorConfig(StructureConfig(16, 1, 2, cutoff_ang=4.0), None, HeadConfig(width=16))
+    config = PredictorConfig(StructureConfig(width=16, n_layer=1, n_head=2, cutoff_ang=4.0), None, HeadConfig(width=16))
     targets = [Target("formation_energy_ev_per_atom", -1.0, 0.7), Target("band_gap_ev", 1.0, 1.5)]
     model = build_predictor(config, targets)
     folder = tmp_path_factory.mktemp("predictor") / "run"
