@@ -32,7 +32,12 @@ def desk(root: Path, tmp_path: Path) -> Path:
 
 
 def test_every_link_leads_somewhere(root: Path) -> None:
-    pages = ("README.md", "resources/docs/guide.md", "resources/docs/diffusion.md", "resources/demo/README.md")
+    pages = [
+        "README.md",
+        "resources/demo/README.md",
+        *(f"resources/docs/{name}.md" for name in ("guide", "diffusion", "properties", "fusion")),
+        *(f"resources/{name}/README.md" for name in ("model", "refiner", "predictor")),
+    ]
     for page in (*pages, "tokenizer/README.md"):
         text = (root / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
