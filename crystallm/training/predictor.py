@@ -101,7 +101,9 @@ def fitted_targets(samples: SampleSet, places: np.ndarray, names: Sequence[str])
     for name, column in zip(names, labels.T, strict=True):
         known = column[np.isfinite(column)]
         if not len(known):
-            raise ValueError(f"none of {len(places)} training rows has a label for {name}")
+            raise ValueError(
+                f"none of {len(places)} training rows has a label for {name}; is its column named in data.targets?"
+            )
         found.append(Target(name, float(known.mean()), float(known.std()) or 1.0))
     return found
 
