@@ -30,7 +30,7 @@ LAZY_NAMES = {"generate": "crystallm.sample"}  # crystallm/__init__.py hands the
 ONLY = {
     "tokenizer": {"tiktoken", "numpy"},
     "crystallm.model": {"torch", "numpy", "safetensors"},
-    "crystallm.periodic": {"torch", "numpy"},
+    "crystallm.periodic": {"torch", "numpy", "safetensors"},
 }
 NEVER = {"crystallm": {"torch", "wandb"}, "crystallm.train": {"pymatgen", "spglib", "gemmi", "ase"}}
 

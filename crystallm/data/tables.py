@@ -108,7 +108,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+    return None if math.isnan(number) else number  # an infinite one is a mistake that whoever learns from it reports
 
 
 def _parquet_rows(stream: BinaryIO | Path, columns: Columns) -> Iterator[dict[str, Any]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from crystallm.config import from_dict, to_dict
-from crystallm.hub import resolve_checkpoint
 from crystallm.model.checkpoint import load_checkpoint
+from crystallm.periodic.weights import export_weights, has_key, load_weights, read_info
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.frozen import MATSCIBERT, DecoderEncoder, HFEncoder, Keep
 from crystallm.properties.graph import GraphEncoder
@@ -98,7 +94,6 @@ def predictor_info(config: PredictorConfig, targets: Iterable[Target]) -> dict[s
     return info if config.text is None else info | {"words": vocabulary_hash()}
 
 
-@torch.no_grad()
 def load_predictor(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[PropertyPredictor, PredictorConfig, dict[str, Any]]:
@@ -106,47 +101,23 @@ def load_predictor(
 
     The moving average where there is one. ValueError for a checkpoint of another kind.
     """
-    folder = resolve_checkpoint(path)
-    config_file = folder / "config.json" if folder.is_dir() else folder
-    info = json.loads(config_file.read_text(encoding="utf-8")) if folder.is_dir() else {}
-    if "predictor" not in info:
-        raise ValueError(
-            f"{folder}: not a property predictor; wanted a checkpoint of bin/train.py config/predictor_*.yaml"
-        )
-    config = from_dict(PredictorConfig, info["predictor"], where=f"{config_file}: ")
+    folder, info = read_info(path, "predictor", "property predictor")
+    where = f"{folder / 'config.json'}: "
+    config = from_dict(PredictorConfig, info["predictor"], where=where)
     if config.text is not None and config.text.encoder == "words" and info.get("words") != vocabulary_hash():
         raise ValueError(f"{folder}: trained with another vocabulary of words; this version of crystallm reads others")
-    targets = [from_dict(Target, target, where=f"{config_file}: targets: ") for target in info["targets"]]
+    targets = [from_dict(Target, target, where=f"{where}targets: ") for target in info["targets"]]
     model = build_predictor(config, targets)
-    file = next(f for f in (folder / "ema.safetensors", folder / "model.safetensors") if f.is_file())
-    _load(model, load_file(file), file)
-    info |= {"path": str(folder), "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
+    info |= load_weights(model, folder)
     return model.to(device).eval(), config, info
-
-
-def _load(model: PropertyPredictor, tensors: Mapping[str, Tensor], file: Path) -> None:
-    parameters = dict(model.named_parameters())
-    if odd := sorted(set(parameters) ^ set(tensors)):
-        raise ValueError(f"{file}: {odd[0]} is {'missing' if odd[0] in parameters else 'unknown'} ({len(odd)} such)")
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
 
 
 def is_predictor(path: str | Path) -> bool:
     """Whether a checkpoint is a property predictor's. FileNotFoundError where there is none."""
-    config = resolve_checkpoint(path) / "config.json"
-    return config.is_file() and "predictor" in json.loads(config.read_text(encoding="utf-8"))
+    return has_key(path, "predictor")
 
 
 def export_predictor(source: str | Path, target: str | Path) -> Path:
     """Write the weights alone, in 16 bits, with their config.json; files of other names in `target` stay."""
     model, _, info = load_predictor(source)
-    tensors = {name: p.detach().half().contiguous() for name, p in model.named_parameters()}
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError(f"{source}: its weights do not fit 16 bits")
-    folder = Path(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
-    kept = {key: value for key, value in info.items() if key not in ("path", "model_hash")}
-    (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return folder
+    return export_weights(model, info, target)

@@ -56,7 +56,7 @@ class PropertyDataConfig:
 def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet, list[Rejected]]:
     """All rows that have a label, from the cache where it holds them, and those that cannot be used."""
     key = {
-        "path": [[path, Path(path).stat().st_size] if Path(path).exists() else path for path in data.path],
+        "path": [[path, *_stamp(Path(path))] for path in data.path],
         "targets": dict(data.targets),
         "split_column": data.split_column,
         "texts": to_dict(texts),
@@ -79,6 +79,12 @@ def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet,
     write_samples(samples, cache)
     reasons.write_text(json.dumps(rejected), encoding="utf-8")
     return samples, rejected
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes with a table, or with any file of a folder: number, size and time of the last change"""
+    files = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return [len(files), sum(one.st_size for one in files), max((one.st_mtime_ns for one in files), default=0)]
 
 
 def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:

@@ -37,7 +37,7 @@ from crystallm.properties.samples import (
     write_split_file,
 )
 from crystallm.properties.structure import StructureConfig
-from crystallm.properties.tables import PropertyDataConfig, sample_splits
+from crystallm.properties.tables import PropertyDataConfig, property_samples, sample_splits
 from crystallm.records import CIFRecord
 from crystallm.training.predictor import (
     PredictorRunConfig,
@@ -321,6 +321,22 @@ def test_broken_and_large_records_stay_with_a_reason(tmp_path: Path) -> None:
     assert "501 atoms in the cell, wanted 500 or fewer" in scored[2].reason
     assert "predicted_band_gap_ev_error" in scored[0].scores and "predicted_band_gap_ev" in scored[3].scores
     assert scored[0].scores["predicted_band_gap_ev"] >= 0
+
+
+def test_a_changed_table_is_read_anew_and_infinite_labels_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = run_config(tmp_path).data
+    samples, rejected = property_samples(data, Texts())
+    assert len(samples) == 60 and not rejected and len(list((tmp_path / "cache").iterdir())) == 2
+    assert property_samples(data, Texts())[0].ids == samples.ids and len(list((tmp_path / "cache").iterdir())) == 2
+    table = pq.read_table(tmp_path / "t.parquet").to_pydict()
+    table["heat"][:3] = [float("inf"), float("nan"), 7.5]
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    again, rejected = property_samples(data, Texts())
+    assert len(again) == 58 and again.targets["heat_ev_per_atom"][0] == 7.5
+    assert [one.id for one in rejected] == ["salt-0"] and "inf, wanted a finite number" in rejected[0].reason
 
 
 def test_wrong_settings_and_checkpoints_are_named(tmp_path: Path) -> None:
