@@ -5,11 +5,12 @@ Nothing here knows what a token means, but for the condition lines, which are pu
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +29,13 @@ class DataConfig:
     max_val_structures: int | None = None
     properties: tuple[str, ...] = ()  # condition lines that may stand before a structure
     property_keep: float = 0.5  # share of structures in which each of them is kept
+    workers: int | None = None  # processes that make batches ahead; None: 2 beside a GPU, else none
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1 or self.pool < 1:
             raise ValueError(f"batch_tokens and pool must be at least 1, got {self.batch_tokens} and {self.pool}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers}")
         if not 0 <= self.property_keep <= 1:
             raise ValueError(f"property_keep must be in [0, 1], got {self.property_keep}")
 
@@ -45,7 +49,8 @@ class TokenShards:
             found = sorted(p.name for p in folder.glob("tokens_*.npy")) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"{folder}: no tokens_{split}.npy here ({found}); bin/prepare_data.py writes it")
         self.folder, self.split = folder, split
-        self.tokens = np.load(folder / f"tokens_{split}.npy", mmap_mode="r")  # (n_tokens,) uint16
+        # (n_tokens,) uint16; as a plain array, since each slice of a memmap costs 8 µs
+        self.tokens = np.load(folder / f"tokens_{split}.npy", mmap_mode="r").view(np.ndarray)
         self.offsets = np.load(folder / f"offsets_{split}.npy")  # (n + 1,) int64
         self.lengths = np.diff(self.offsets)  # (n,)
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -56,8 +61,11 @@ class TokenShards:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __reduce__(self) -> tuple[type[TokenShards], tuple[Path, str]]:
+        return TokenShards, (self.folder, self.split)  # another process maps the file anew
+
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]])
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def find(self, path: str | Path) -> np.ndarray:
         """Places, ascending, of the records whose ids a file lists, one a line. ValueError where none is here."""
@@ -115,6 +123,13 @@ class Conditions:
         return np.stack([self.keywords[kept], self.values[index, kept]], axis=1).ravel()
 
 
+class Chosen(NamedTuple):
+    """The structures of a batch."""
+
+    indices: np.ndarray  # (n,)
+    kept: np.ndarray | None  # (n, k) bool: which condition lines stand before them; None: there are none
+
+
 class ShardLoader:
     """Batches of one split for one of `world` processes. `state` is where the run stands: (epoch, batch).
 
@@ -166,14 +181,27 @@ class ShardLoader:
 
     def take(self, n: int) -> Iterator[Any]:
         """This process's n batches of the next n * world; goes on into the next epoch."""
-        for i in range(n * self.world):
-            chosen = self._order[self.batch]
-            mine = [self._sequence(index) for index in chosen] if i % self.world == self.rank else []
-            self.batch += 1
-            if self.batch == len(self._order):
-                self.state = {"epoch": self.epoch + 1, "batch": 0}
-            if mine:
-                yield self.collate(mine)
+        return map(self.make, itertools.islice(self.plan(), n))
+
+    def plan(self) -> Iterator[Chosen]:
+        """This process's batches from `state` on, as what `make` makes them of, without end."""
+        while True:
+            mine: list[Chosen] = []
+            for i in range(self.world):
+                if i == self.rank:
+                    chosen = self._order[self.batch]
+                    mine.append(Chosen(chosen, None if self.conditions is None else self._kept[chosen]))
+                self.batch += 1
+                if self.batch == len(self._order):
+                    self.state = {"epoch": self.epoch + 1, "batch": 0}
+            yield from mine
+
+    def make(self, chosen: Chosen) -> Any:
+        sequences = [self.shards[index] for index in chosen.indices]
+        if chosen.kept is not None and self.conditions is not None:
+            lines = map(self.conditions.lines, chosen.indices, chosen.kept)
+            sequences = [np.concatenate(parts) for parts in zip(lines, sequences, strict=True)]
+        return self.collate(sequences)
 
     def once(self) -> Iterator[Any]:
         """Every structure once, without conditions, in order of length: this process's share."""
@@ -181,11 +209,6 @@ class ShardLoader:
         for i, chosen in enumerate(pack(order, self.shards.lengths[order], self.config.batch_tokens)):
             if i % self.world == self.rank:
                 yield self.collate([self.shards[index] for index in chosen])
-
-    def _sequence(self, index: int) -> np.ndarray:
-        if self.conditions is None:
-            return self.shards[index]
-        return np.concatenate([self.conditions.lines(index, self._kept[index]), self.shards[index]])
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The epoch's batches, each an array of structure indices."""

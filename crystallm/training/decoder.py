@@ -18,6 +18,7 @@ from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.sample.along import constrained_choices
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.train.ahead import BatchesAhead
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
@@ -73,7 +74,9 @@ def train_decoder(config: RunConfig) -> str:
             print(
                 f"{name}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
             )
-    trainer = Trainer(model, batches, val_batches.once, config.train, config.out, processes, info, callbacks)
+    workers = (2 if processes.device.type == "cuda" else 0) if data.workers is None else data.workers
+    source = BatchesAhead(batches, workers) if workers else batches
+    trainer = Trainer(model, source, val_batches.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
     processes.close()
     return reason

@@ -8,10 +8,12 @@ from torch import nn
 
 from crystallm.train.optimizer import (
     MovingAverage,
+    Muon,
     OptimizerName,
     load_optimizer_tensors,
     make_optimizers,
     optimizer_tensors,
+    orthogonal,
     rate_factor,
 )
 
@@ -114,3 +116,31 @@ def test_optimizer_state_travels_by_name(name: OptimizerName, of_the_matrix: set
     steps(other, copies, 3)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs) and math.isfinite(float(mine.detach().sum()))
+
+
+def test_muon_of_many_matrices_is_torchs_of_each():
+    """Wide, tall and square ones, several of a shape, over some steps; bfloat16 inside, so to its accuracy."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in [(6, 4), (6, 4), (4, 6), (5, 5), (6, 4)]]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    muon = Muon(ours, learning_rate=0.1, weight_decay=0.5)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for own, other in zip(ours, theirs, strict=True):
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.clone()
+        muon.step()
+        reference.step()
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, atol=5e-3, rtol=0)
+
+
+def test_orthogonal_keeps_singular_vectors():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 20, 8)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    made = orthogonal(matrices).float()
+    inner = left.mT @ made @ right.mT  # (3, 8, 8): diagonal, where the singular vectors are the same
+    diagonal = inner.diagonal(dim1=1, dim2=2)
+    assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
+    assert (inner - torch.diag_embed(diagonal)).abs().max() < 0.05

@@ -1,0 +1,76 @@
+"""Batches made ahead of their use by other processes, so that a GPU never waits for Python."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+AHEAD = 4  # batches that each process is ahead
+
+
+class Planned(Protocol):
+    """What can say first which batch comes, and make it later, in another process: train.loader.ShardLoader."""
+
+    state: dict[str, int]
+
+    def plan(self) -> Iterator[Any]: ...
+    def make(self, chosen: Any) -> Any: ...
+
+
+class BatchesAhead:
+    """The batches of a planned loader, in its order. `state` is where the batches taken so far end, not those made."""
+
+    def __init__(self, loader: Planned, workers: int):
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self.loader, self.workers = loader, workers
+        self._state = dict(loader.state)
+        self._states: deque[dict[str, int]] = deque()  # after each batch that is under way
+        self._made: Iterator[Any] | None = None
+
+    @property
+    def state(self) -> dict[str, int]:
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[str, int]) -> None:
+        self.loader.state = self._state = dict(state)
+        self._states.clear()
+        self._made = None
+
+    def take(self, n: int) -> Iterator[Any]:
+        for _ in range(n):
+            if self._made is None:
+                self._made = iter(
+                    DataLoader(
+                        _Batches(self.loader),
+                        batch_size=None,
+                        sampler=self._sampled(),
+                        num_workers=self.workers,
+                        collate_fn=_as_it_is,
+                        prefetch_factor=AHEAD,
+                    )
+                )
+            batch = next(self._made)
+            self._state = self._states.popleft()
+            yield batch
+
+    def _sampled(self) -> Iterator[Any]:
+        for chosen in self.loader.plan():
+            self._states.append(dict(self.loader.state))
+            yield chosen
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, loader: Planned):
+        self.loader = loader
+
+    def __getitem__(self, chosen: Any) -> Any:
+        return self.loader.make(chosen)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
