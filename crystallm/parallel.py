@@ -10,6 +10,7 @@ found and reported, and the rest goes on. Memory is bounded by the window of chu
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -27,6 +28,8 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Work = functools.partial[list[Any]]  # (index of the first item, items) -> a result for each
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CHUNKS_PER_WORKER = 3  # one being worked on, two waiting: workers stay busy while the caller writes
@@ -62,21 +65,45 @@ def map_processes(
     *,
     start_method: str | None = None,
     timeout_s: float | None = None,
+    whole_chunks: bool = False,
 ) -> Iterator[Result | Failure]:
     """`function(item)` for each item, in order, as it becomes ready.
 
-    `workers` None is one a core, 0 works in this process. `items` is read only as far as the window of chunks under
-    way. `timeout_s` is the time for one item; `start_method` None is "spawn", which is safe beside threads and torch.
-    An exception raised by `items` itself, or by the caller, ends the run as usual.
+    `whole_chunks`: the function takes a list of items and gives as many results, for work that goes better together;
+    where it raises, the items are given to it one by one.
+
+    `workers` None is one a core, 0 works in this process. `items` is read as far as the window of chunks under way;
+    an iterator that has ended is asked again when results have come. `timeout_s` is the time for one item;
+    `start_method` None is "spawn", which is safe beside threads and torch. An exception raised by `items` itself, or by
+    the caller, ends the run as usual.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     workers = available_cores() if workers is None else workers
     if workers < 0:
         raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
+    work: Work = functools.partial(_chunk_results, function, whole_chunks)
     if workers == 0:
-        return (_guarded(function, index, item) for index, item in enumerate(items))
-    return _map_with_workers(function, items, workers, chunk_size, start_method or "spawn", timeout_s)
+        return _map_here(work, iter(items), chunk_size if whole_chunks else 1)
+    return _map_with_workers(work, items, workers, chunk_size, start_method or "spawn", timeout_s)
+
+
+def _map_here(work: Work, items: Iterator[Any], chunk_size: int) -> Iterator[Any]:
+    first = 0
+    while part := list(itertools.islice(items, chunk_size)):
+        yield from work(first, part)
+        first += len(part)
+
+
+def _chunk_results(function: Callable[[Any], Any], whole_chunks: bool, first: int, items: list[Any]) -> list[Any]:
+    if not whole_chunks:
+        return [_guarded(function, first + k, item) for k, item in enumerate(items)]
+    results = _guarded(function, first, items)
+    if not isinstance(results, Failure):
+        return list(results)
+    if len(items) == 1:
+        return [results]
+    return [one for k, item in enumerate(items) for one in _chunk_results(function, True, first + k, [item])]
 
 
 def _guarded(function: Callable[[Any], Any], index: int, item: Any) -> Any:
@@ -93,7 +120,7 @@ def _failure_of(err: Exception, index: int) -> Failure:
 
 
 def _map_with_workers(
-    function: Callable[[Any], Any],
+    work: Work,
     items: Iterable[Any],
     workers: int,
     chunk_size: int,
@@ -101,7 +128,7 @@ def _map_with_workers(
     timeout_s: float | None,
 ) -> Iterator[Any]:
     tasks: queue.Queue[_Chunk | None] = queue.Queue()
-    team = _Team(function, method, timeout_s)
+    team = _Team(work, method, timeout_s)
     threads = [threading.Thread(target=team.serve, args=(tasks,), daemon=True) for _ in range(workers)]
     under_way: deque[_Chunk] = deque()
     source = iter(items)
@@ -147,8 +174,8 @@ class _Chunk:
 class _Team:
     """The worker processes, each served by one thread of this process that hands it chunk after chunk."""
 
-    def __init__(self, function: Callable[[Any], Any], method: str, timeout_s: float | None) -> None:
-        self.function, self.timeout_s = function, timeout_s
+    def __init__(self, work: Work, method: str, timeout_s: float | None) -> None:
+        self.work, self.timeout_s = work, timeout_s
         self.context = multiprocessing.get_context(method)
         self.lock = threading.Lock()  # one start at a time: a forked worker must not inherit another's pipe half open
         self.stopped = False
@@ -157,9 +184,9 @@ class _Team:
 
     def check_function(self) -> None:
         try:
-            pickle.dumps(self.function)
+            pickle.dumps(self.work)
         except Exception as err:
-            raise WorkerError(f"{self.function!r} cannot be sent to a worker process: {err}") from err
+            raise WorkerError(f"{self.work.args[0]!r} cannot be sent to a worker process: {err}") from err
 
     def serve(self, tasks: queue.Queue[_Chunk | None]) -> None:
         worker: _Worker | None = None
@@ -199,7 +226,7 @@ class _Team:
         with self.lock:
             if self.stopped:
                 raise WorkerError("stopped")
-            worker = _Worker(self.context, self.function)
+            worker = _Worker(self.context, self.work)
             self.running.add(worker)
         worker.wait_until_ready()
         return worker
@@ -218,10 +245,10 @@ class _Team:
 
 
 class _Worker:
-    def __init__(self, context: Any, function: Callable[[Any], Any]) -> None:
+    def __init__(self, context: Any, work: Work) -> None:
         self.pipe, child_pipe = context.Pipe()
         inherited = self.pipe if context.get_start_method() == "fork" else None
-        self.process = context.Process(target=_worker_main, args=(child_pipe, inherited, function), daemon=True)
+        self.process = context.Process(target=_worker_main, args=(child_pipe, inherited, work), daemon=True)
         with _one_thread_environment():
             self.process.start()
         child_pipe.close()  # so that the worker's death closes the pipe
@@ -281,7 +308,7 @@ def _one_thread_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _worker_main(pipe: Connection, inherited: Connection | None, function: Callable[[Any], Any]) -> None:
+def _worker_main(pipe: Connection, inherited: Connection | None, work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's; it ends the workers by closing the pipes
     if inherited is not None:
         inherited.close()
@@ -292,8 +319,7 @@ def _worker_main(pipe: Connection, inherited: Connection | None, function: Calla
         pipe.send("ready")
         while True:
             first, items = pickle.loads(pipe.recv_bytes())
-            results = [_guarded(function, first + k, item) for k, item in enumerate(items)]
-            pipe.send_bytes(_pickle_results(first, results))
+            pipe.send_bytes(_pickle_results(first, work(first, items)))
     except (EOFError, OSError):
         return  # the caller is done, or gone
 

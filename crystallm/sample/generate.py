@@ -10,7 +10,7 @@ import collections
 import functools
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, Prompt, read_prompts
-from crystallm.sample.queue import Queue, Series
+from crystallm.sample.queue import Queue, Series, Ticket
 from crystallm.sample.rules import Rules, rules_of
 from crystallm.sample.steering import Steering, add_lines, property_lines, read_steering
-from crystallm.sample.text_forms import text_form
+from crystallm.sample.text_forms import Begun, text_form
 from crystallm.version import __version__
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class GenerateConfig:
     device: str = "auto"  # auto | cpu | cuda | mps
     dtype: str = "float32"  # of the blocks' matrix products, float32 or bfloat16; the draws differ
     batch: int = 256  # sequences at once, fewer where their cache would not fit in memory
-    workers: int | None = 0  # processes for the checks; None: one a core
+    workers: int | None = 0  # processes that draw and check, each with a model of its own; None: one a core
     keep_rejected: bool = False  # write them too
     out: str | None = None  # folder, .tar or .parquet
     known: str | None = None  # index of known crystals (known.parquet); None: the model's own, if it has one
@@ -189,31 +189,32 @@ class Generator:
         config = replace(config, constraints=mode)
         series: collections.deque[Series] = collections.deque()
         seen: dict[str, int] = {}
+        is_conditioned = False
         for number, prompt in enumerate(prompts):
-            ids, new_constraint = self.form.begin(prompt, mode, config.min_distance_ang)
+            self.form.begin(prompt, mode, config.min_distance_ang)  # PromptError where that cannot be
             key = f"{prompt.text}{prompt.request}"
             stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
             first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
             seen[key] = first + config.draws_per_prompt
             name = f"{number:04d}-" if len(prompts) > 1 else ""
-            n_condition = len(self.tokenizer.encode(property_lines(prompt.text)))
-            series.append(Series(number, name, prompt, ids, new_constraint, stream, first, config, n_condition))
-        if config.guidance != 1 and not any(one.n_condition for one in series):
+            is_conditioned |= bool(property_lines(prompt.text))
+            series.append(Series(number, name, prompt, stream, first, config))
+        if config.guidance != 1 and not is_conditioned:
             raise PromptError(f"guidance={config.guidance:g} goes with properties, and none is asked for")
-        return self._stream(series, config)
+        if config.workers == 0:
+            return self._stream(series, functools.partial(draw_here, self, config=config))
+        from crystallm.sample.workers import draw_in_workers
 
-    def _stream(self, unfinished: collections.deque[Series], config: GenerateConfig) -> Iterator[CIFRecord]:
-        queue = Queue(unfinished, config.restarts)
-        in_checks: collections.deque[Series] = collections.deque()  # of each record there
+        n_wanted = config.num * len(series)
+        return self._stream(series, functools.partial(draw_in_workers, self, config=config, n_wanted=n_wanted))
 
-        def drawn() -> Iterator[CIFRecord]:
-            for one, k, sample in queue.in_order(self.sample(queue.jobs(), config)):
-                in_checks.append(one)
-                yield self.record(sample, one.prompt, f"gen-{one.name}{k:06d}", one.first + k, config)
-
+    def _stream(
+        self, unfinished: collections.deque[Series], draw: Callable[[Iterator[Ticket]], Iterator[CIFRecord]]
+    ) -> Iterator[CIFRecord]:
+        queue = Queue(unfinished)
         while unfinished:
-            for record in self._checked(drawn(), config):
-                queue.take(in_checks.popleft(), record)
+            for record in draw(queue):
+                queue.take(record)
                 while unfinished:
                     yield from unfinished[0].pop_records()
                     if not unfinished[0].is_complete:
@@ -222,7 +223,35 @@ class Generator:
                 if not unfinished:  # what is still being drawn is not wanted
                     return
 
-    def _checked(self, records: Iterable[CIFRecord], config: GenerateConfig) -> Iterable[CIFRecord]:
+    def draw(self, tickets: Iterable[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
+        """Their records, in order, not checked yet: what ends early waits for what began before.
+
+        That is as many as the engine ends while it draws its longest sequence, whatever the number of tickets.
+        """
+        waiting: collections.deque[Ticket] = collections.deque()
+        begun: dict[int, tuple[Begun, int]] = {}  # the last prompt's, since tickets come prompt by prompt
+
+        def jobs() -> Iterator[Job]:
+            for ticket in tickets:
+                if ticket.number not in begun:
+                    begun.clear()
+                    n_condition = len(self.tokenizer.encode(property_lines(ticket.prompt.text)))
+                    mode = config.constraints or self.form.best_constraints
+                    begun[ticket.number] = self.form.begin(ticket.prompt, mode, config.min_distance_ang), n_condition
+                (ids, new_constraint), n_condition = begun[ticket.number]
+                waiting.append(ticket)
+                yield Job(ticket.index, ids, new_constraint, config.restarts, n_condition)
+
+        ended: dict[int, Sample] = {}
+        for sample in self.sample(jobs(), config):
+            ended[sample.index] = sample
+            while waiting and waiting[0].index in ended:
+                one = waiting.popleft()
+                yield self.record(ended.pop(one.index), one.prompt, one.record_id, one.k, config)
+        assert not ended and not waiting
+
+    def checked(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
+        """The records after the checks that config names."""
         if config.rules == "none":
             return records
         from crystallm.checks.filter import FilterConfig, filter_records
@@ -234,7 +263,7 @@ class Generator:
     ) -> list[CIFRecord]:
         """Records, checked, of samples that a search has drawn for this prompt; they are numbered from `first` on."""
         drawn = (self.record(one, prompt, f"gen-{k:06d}", k, config) for k, one in enumerate(samples, first))
-        return list(self._checked(drawn, config))
+        return list(self.checked(drawn, config))
 
     def sample(self, jobs: Iterable[Job], config: GenerateConfig) -> Iterator[Sample]:
         import torch
@@ -290,6 +319,11 @@ class Generator:
             "settings": {name: value for name, value in settings.items() if value is not None}
             | prompt.steering.settings,
         }
+
+
+def draw_here(generator: Generator, tickets: Iterator[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
+    """Checked records of the tickets, in order, drawn in this process."""
+    return generator.checked(generator.draw(tickets, config), config)
 
 
 @functools.lru_cache(maxsize=2)

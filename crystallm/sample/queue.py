@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from crystallm.sample.constraints import Constraint
-from crystallm.sample.engine import Job, Sample
 from crystallm.sample.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -26,12 +24,9 @@ class Series:
     number: int  # of the prompt
     name: str  # in the ids of its records
     prompt: Prompt
-    ids: list[int]
-    new_constraint: Callable[[], Constraint]
     stream: int  # of random numbers
     first: int  # index in it
     config: GenerateConfig
-    n_condition: int = 0  # tokens of property lines
     n_sent: int = 0  # to the engine
     n_drawn: int = 0
     n_valid: int = 0
@@ -79,17 +74,32 @@ class Series:
             yield self.records.popleft()
 
 
-class Queue:
-    """What to draw next: a sample of the first prompt that wants one more, so that the engine is never half empty."""
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A sample to be drawn."""
 
-    def __init__(self, series: Iterable[Series], restarts: int):
-        self.restarts = restarts
+    index: int  # with the seed, decides the random numbers
+    number: int  # of the prompt
+    prompt: Prompt
+    record_id: str
+    k: int  # of the prompt's samples
+
+
+class Queue:
+    """What to draw next, a sample of the first prompt that wants one more, so that nobody waits who could be drawing.
+
+    Iterating ends where no prompt wants more for now, and goes on when records have been taken.
+    """
+
+    def __init__(self, series: Iterable[Series]):
         self._asking = {one.number: one for one in series}  # those that may want more,
         self._numbers = list(self._asking)  # as a heap
-        self._under_way: OrderedDict[int, tuple[Series, int]] = OrderedDict()  # by index
+        self._under_way: OrderedDict[int, Series] = OrderedDict()  # by index
 
-    def jobs(self) -> Iterator[Job]:
-        """Ends where no prompt wants more for now."""
+    def __iter__(self) -> Iterator[Ticket]:
+        return self
+
+    def __next__(self) -> Ticket:
         while self._numbers:
             one = self._asking[self._numbers[0]]
             if not one.wants_more:
@@ -98,25 +108,15 @@ class Queue:
             k = one.n_sent
             index = one.stream << 32 | one.first + k
             if index in self._under_way:  # two prompts can have the same stream, once in 4e9 pairs
-                return
-            self._under_way[index] = one, k
+                break
+            self._under_way[index] = one
             one.n_sent += 1
-            yield Job(index, one.ids, one.new_constraint, self.restarts, one.n_condition)
+            return Ticket(index, one.number, one.prompt, f"gen-{one.name}{k:06d}", one.first + k)
+        raise StopIteration
 
-    def in_order(self, samples: Iterable[Sample]) -> Iterator[tuple[Series, int, Sample]]:
-        """Each job's prompt, number and sample in the order of the jobs: what ends early waits for what began before.
-
-        That is as many as the engine ends while it draws its longest sequence, whatever the number of jobs.
-        """
-        ended: dict[int, Sample] = {}
-        for sample in samples:
-            ended[sample.index] = sample
-            while self._under_way and (index := next(iter(self._under_way))) in ended:
-                one, k = self._under_way.pop(index)
-                yield one, k, ended.pop(index)
-        assert not ended and not self._under_way
-
-    def take(self, one: Series, record: CIFRecord) -> None:
+    def take(self, record: CIFRecord) -> None:
+        """The record of the next ticket: they come back in order."""
+        one = self._under_way.popitem(last=False)[1]
         one.add(record)
         if one.wants_more and one.number not in self._asking:
             self._asking[one.number] = one

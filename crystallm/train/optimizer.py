@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 averages = [self._average(p) for p in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - self.momentum)
-                updates = torch.stack(torch._foreach_lerp(gradients, averages, self.momentum))  # type: ignore[arg-type]
+                updates = torch.stack(torch._foreach_lerp(gradients, averages, self.momentum))
                 updates = orthogonal(updates, self.n_iterations).to(parameters[0].dtype)
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(n_out, n_in) ** 0.5  # root mean square of what AdamW would add

@@ -171,3 +171,37 @@ def test_workers_leave_when_the_caller_is_killed(tmp_path, root):
             return
         time.sleep(0.1)
     raise AssertionError(f"workers {workers} outlive their caller")
+
+
+def square_all(xs: list[int]) -> list[int]:
+    if 3 in xs:
+        raise ValueError(f"three among {len(xs)}")
+    return [x * x for x in xs]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whole_chunks_and_the_item_at_fault(workers: int):
+    results = list(map_processes(square_all, range(10), workers, 4, whole_chunks=True))
+    assert results[:3] + results[4:] == [x * x for x in range(10) if x != 3]
+    assert results[3].index == 3 and results[3].error == "ValueError: three among 1"
+
+
+class Pausing:
+    """Ends after every third number, and goes on when asked again."""
+
+    def __init__(self) -> None:
+        self.asked = self.n = 0
+
+    def __iter__(self) -> "Pausing":
+        return self
+
+    def __next__(self) -> int:
+        self.asked += 1
+        if self.asked % 4 == 0 or self.n == 10:
+            raise StopIteration
+        self.n += 1
+        return self.n - 1
+
+
+def test_items_may_end_and_go_on_while_work_is_under_way():
+    assert list(map_processes(square, Pausing(), 2, 2)) == [x * x for x in range(10)]
