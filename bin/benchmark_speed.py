@@ -1,9 +1,10 @@
 """What each step costs on this machine:  python bin/benchmark_speed.py [corpus.parquet] --num 300 --out speed.json
 
 First the ceilings (matrix products at the model's shapes, memory copy), then a row for each step: encode, prepare,
-loader, train, sample, write, filter, evaluate, match. Beside each stands a plain baseline of the same work, measured in
-the same process, whose results are compared with ours; the share of the ceiling; and the peak of memory. Without a
-corpus it measures on the demo corpus. CPU rates are per second of CPU time, which other work disturbs little.
+loader, train, sample, draw (by several processes, with files and checks), refine, write, filter, evaluate, match.
+Beside each stands a plain baseline of the same work, measured in the same process, whose results are compared with
+ours; the share of the ceiling; and the peak of memory. Without a corpus it measures on the demo corpus. CPU rates are
+per second of CPU time, which other work disturbs little.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=256, help="sequences sampled at once")
+    parser.add_argument("--workers", type=int, help="processes of the row draw; left out: one a core")
+    parser.add_argument("--draws", type=int, default=1, help="structures that this row draws for each of the corpus")
+    parser.add_argument("--checks", default="default", help="that this row makes: default, ..., none")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="of a training batch")
     parser.add_argument("--steps", type=int, default=20, help="of training")
     parser.add_argument("--compile", action="store_true", help="the blocks, in training")

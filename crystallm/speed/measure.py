@@ -45,6 +45,10 @@ CRYSTALLM = {
 }
 
 
+# Dense bf16 operations a second from the makers' data sheets, by which model FLOP utilisation is reckoned.
+BF16_PEAKS = {"NVIDIA H100 80GB HBM3": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100": 312e12}
+
+
 def measure_speed(config: SpeedConfig) -> dict[str, Any]:
     """All rows; RuntimeError where one fails."""
     load = _load()
@@ -108,7 +112,11 @@ def measure_row(name: str, corpus: Corpus, config: SpeedConfig) -> dict[str, Any
         if row.comparable:
             compared += [row.same(*three) for three in zip(few, done, slow, strict=False)]
     n_done = row.repeat * sum(map(row.n_structures, results))
-    rate, plain_rate = n_done / ours.of(device), n_plain / plain.of(device)
+    rate, plain_rate = (
+        (n_done / ours.seconds, n_plain / plain.seconds)
+        if row.by_clock
+        else (n_done / ours.of(device), n_plain / plain.of(device))
+    )
     return {
         "structures": round(n_done / row.repeat),
         "structures_per_cpu_second": n_done / ours.cpu_seconds,
@@ -119,7 +127,7 @@ def measure_row(name: str, corpus: Corpus, config: SpeedConfig) -> dict[str, Any
         "ratio": rate / plain_rate,
         "same_as_plain": sum(compared) if row.comparable else None,
         "compared": len(compared),
-        **_share(row, row.items, results, ours.of(device), device),
+        **_share(row, row.items, results, ours.seconds if row.by_clock else ours.of(device), device),
         "peak_mb": max((mb for mb in highest_mb if mb is not None), default=None),
         "start_mb": start_mb,
         "end_mb": resident_mb(),
@@ -152,6 +160,9 @@ def _share(row: Row, items: Sequence[Any], results: Sequence[Any], seconds: floa
     else:
         name, ceiling, asked = "copy", copy_bytes_per_s(device), moved
     rate = row.repeat * asked / seconds
+    peak = next((value for gpu, value in BF16_PEAKS.items() if _gpu_name(device).startswith(gpu)), None)
+    if operations and peak is not None:
+        row.facts["model_flop_utilisation"] = rate / peak
     return {
         "ceiling": name,
         "share_of_ceiling": rate / ceiling,
@@ -185,9 +196,13 @@ def hardware(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
+        found["gpu"] = _gpu_name(device)
         found["gpu_memory_gb"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
     return found
+
+
+def _gpu_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
 
 
 def _cpu_name() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,18 +28,22 @@ from crystallm.data.readers import count_rows, read_sources
 from crystallm.metrics.csp import Target, rms_distances
 from crystallm.metrics.evaluate import EvaluateConfig, evaluate_records
 from crystallm.model.batch import make_batch
+from crystallm.model.checkpoint import model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import FORCED, token_spec
+from crystallm.parallel import available_cores
 from crystallm.records import CIFRecord, write_records
 from crystallm.refine.records import RefineConfig, refine_units
 from crystallm.refine.units import UnitCrystal
 from crystallm.resources import resource_path
 from crystallm.sample.engine import Engine, Job
-from crystallm.sample.generate import Generator
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.logits import Draw
-from crystallm.sample.prompts import begin, benchmark_prompt
+from crystallm.sample.prompts import Prompt, begin, benchmark_prompt
 from crystallm.sample.refined import load
 from crystallm.speed import plain
+from crystallm.train.ahead import made_ahead
+from crystallm.train.checkpoint import write_checkpoint
 from crystallm.train.distribution import Dtype, pick_dtype, release_memory, start_processes
 from crystallm.train.loader import DataConfig, ShardLoader, TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
@@ -64,6 +69,9 @@ class SpeedConfig:
     threads: int = 1
     seed: int = 0
     batch: int = 256  # sequences sampled at once
+    workers: int | None = None  # processes of the row `draw`; None: one a core
+    draws: int = 1  # structures that this row draws for each of the corpus
+    checks: str = "default"  # that this row makes: default, crystallm, cdvae or none
     batch_tokens: int = 8192  # of a training batch
     steps: int = 20  # of training
     compile: bool = False  # the blocks, in training
@@ -71,7 +79,7 @@ class SpeedConfig:
     plain_num: int | None = None  # structures of each baseline; None: as many as fit some seconds
 
     def __post_init__(self) -> None:
-        for name in ("num", "threads", "batch", "batch_tokens", "steps", "rounds"):
+        for name in ("num", "threads", "batch", "draws", "batch_tokens", "steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if unknown := [row for row in self.rows if row not in ROWS]:
@@ -135,6 +143,7 @@ class Row:
     on_device = False  # runs on a GPU where asked to
     one_go = False  # all items at once: a batch is part of the work
     comparable = True  # the baseline gives the same results
+    by_clock = False  # several processes: rates by the clock
 
     def __init__(self, corpus: Corpus, config: SpeedConfig):
         self.corpus, self.config = corpus, config
@@ -341,6 +350,18 @@ def forward_operations(config: GPTConfig, n_parameters: int, n_tokens: int, n_lo
     return 2.0 * n_parameters * n_tokens + attention + 2.0 * config.n_embd * n_logits
 
 
+def loaded_generator(config: SpeedConfig, folder: str) -> Generator:
+    """The model named, or one of random weights and the shape asked for, kept in the folder."""
+    if config.model_shape is None:
+        return Generator.load(config.model, config.device)
+    torch.manual_seed(config.seed)
+    tokenizer = CIFTokenizer()
+    model = GPT(parse_shape(config.model_shape), token_spec(tokenizer))
+    checkpoint = Path(folder) / "model"
+    write_checkpoint(checkpoint, {"model": dict(model.named_parameters())}, model_info(model.config, tokenizer))
+    return Generator.load(checkpoint, config.device)
+
+
 class Sample(Row):
     """Formula and number of atoms → canonical text, all constraints, temperature 1."""
 
@@ -349,13 +370,8 @@ class Sample(Row):
 
     def __init__(self, corpus: Corpus, config: SpeedConfig):
         super().__init__(corpus, config)
-        if config.model_shape is None:
-            self.generator = Generator.load(config.model, config.device)
-        else:
-            torch.manual_seed(config.seed)
-            tokenizer = CIFTokenizer()
-            shape = parse_shape(config.model_shape)
-            self.generator = Generator(GPT(shape, token_spec(tokenizer)).to(config.device).eval(), tokenizer)
+        self.folder = tempfile.TemporaryDirectory()
+        self.generator = loaded_generator(config, self.folder.name)
         if config.device != "cpu" or config.dtype != "auto":
             self.dtype = pick_dtype(config.dtype, torch.device(config.device))
         self.model, rules = self.generator.model, self.generator.rules
@@ -389,6 +405,58 @@ class Sample(Row):
         slots = self.model.spec.slots(np.array(result))
         n_logits = sum(len(self.slot_tokens[slot]) for slot in slots.tolist() if slot != FORCED)
         return Demand(forward_operations(self.model.config, self.model.n_block_parameters, len(result), n_logits))
+
+
+class DrawAndCheck(Row):
+    """Formula and number of atoms → checked records with full CIFs, as bin/sample.py --workers makes them, beside one
+    process. `once_started_per_second` leaves out the time in which the processes load torch and the model.
+    """
+
+    name, plain_num, warm_up, on_device, one_go, by_clock = "draw", 32, 8, True, True, True
+
+    def __init__(self, corpus: Corpus, config: SpeedConfig):
+        super().__init__(corpus, config)
+        self.folder = tempfile.TemporaryDirectory()
+        self.generator = loaded_generator(config, self.folder.name)
+        prompts = [benchmark_prompt(parse_cif(cif)[0]) for cif in corpus.cifs]
+        self.items = [prompt for prompt in prompts for _ in range(config.draws)]
+        self.workers = available_cores() if config.workers is None else config.workers
+        dtype = pick_dtype(config.dtype, torch.device(config.device)) if config.dtype != "auto" else torch.float32
+        self.dtype = dtype
+        self.settings = GenerateConfig(
+            num=1,
+            seed=config.seed,
+            batch=config.batch,
+            dtype=str(dtype).removeprefix("torch."),
+            rules=config.checks,
+            device=config.device,
+        )
+
+    def model_config(self) -> GPTConfig:
+        return self.generator.model.config
+
+    def ours(self, items: Sequence[Prompt]) -> Sequence[CIFRecord]:
+        start, n_first, records = time.perf_counter(), 0, []
+        settings = replace(self.settings, workers=self.workers)
+        for record in self.generator.stream_from(items, settings):
+            records.append(record)
+            if len(records) == min(len(items) // 2, 2 * self.workers * self.config.batch):
+                start, n_first = time.perf_counter(), len(records)
+        self.facts |= {
+            "workers": self.workers,
+            "once_started_per_second": (len(items) - n_first) / (time.perf_counter() - start),
+            "valid": sum(record.rejected_by is None for record in records) / len(records),
+        }
+        return records
+
+    def plain(self, items: Sequence[Prompt]) -> Sequence[CIFRecord]:
+        return self.generator.generate_from(items, self.settings)
+
+    def same(self, item: Prompt, ours: CIFRecord, plain: CIFRecord) -> bool:
+        return (ours.text, ours.rejected_by) == (plain.text, plain.rejected_by)
+
+    def demand(self, item: Prompt, result: CIFRecord) -> Demand:
+        return Demand(bytes=len(result.cif))
 
 
 class Refine(Row):
@@ -431,12 +499,14 @@ class _Steps(Row):
         self.tokenizer = CIFTokenizer()
         self.spec = token_spec(self.tokenizer)
         self.sequences = self.tokenizer.encode_batch(corpus.texts)
+        # Four batches at least: the corpus again and again, where it is smaller.
+        self.sequences *= -(-4 * config.batch_tokens // sum(map(len, self.sequences)))
         self.folder = tempfile.TemporaryDirectory()
         write_shards(Path(self.folder.name), self.tokenizer, self.sequences)
         self.block_size = max(GPTConfig.block_size, *map(len, self.sequences))
         self.loader = ShardLoader(
             TokenShards(self.folder.name, "train"),
-            partial(make_batch, spec=self.spec, pad_multiple=16 if config.device.startswith("cuda") else 1),
+            partial(make_batch, spec=self.spec),
             DataConfig(self.folder.name, batch_tokens=config.batch_tokens),
             self.block_size,
             config.seed,
@@ -460,14 +530,17 @@ class Train(_Steps):
         shape = replace(self.model_config(), block_size=self.block_size)
         torch.manual_seed(config.seed)
         self.model, self.plain_model = (GPT(shape, self.spec).to(processes.device) for _ in range(2))
-        train = TrainConfig(dtype=config.dtype, compile=config.compile)
-        self.trainer = Trainer(self.model, self.loader, lambda: iter(()), train, self.folder.name, processes)
+        train = TrainConfig(dtype=config.dtype, compile=config.compile, optimizer="muon")
+        batches = made_ahead(self.loader, processes.device)
+        self.trainer = Trainer(self.model, batches, lambda: iter(()), train, self.folder.name, processes)
         self.optimizer = torch.optim.AdamW(self.plain_model.parameters(), lr=1e-3)
         self.facts["million_parameters_in_blocks"] = round(self.model.n_block_parameters / 1e6, 2)
 
     def ours(self, items: Sequence[int]) -> Sequence[tuple[float, float]]:
         counts = [self.trainer.train_step(1e-3)[1] for _ in items]
         release_memory()  # as the loop of training does every log_every steps
+        if self.model.cos.is_cuda:
+            self.facts["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
         return [tuple(count[:2].tolist()) for count in counts]
 
     def plain(self, items: Sequence[int]) -> Sequence[tuple[float, float]]:
@@ -527,5 +600,6 @@ def write_shards(folder: Path, tokenizer: CIFTokenizer, sequences: Sequence[np.n
 
 
 ROWS: dict[str, type[Row]] = {
-    row.name: row for row in (Encode, Prepare, Loader, Train, Sample, Refine, Write, Filter, Evaluate, Match)
+    row.name: row
+    for row in (Encode, Prepare, Loader, Train, Sample, DrawAndCheck, Refine, Write, Filter, Evaluate, Match)
 }

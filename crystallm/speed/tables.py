@@ -18,12 +18,24 @@ SPEED_COLUMNS = (
 )
 
 
+FACTS = (
+    "million_parameters_in_blocks",
+    "share_of_a_step",
+    "tokens_per_structure",
+    "model_flop_utilisation",
+    "gpu_peak_mb",
+    "workers",
+    "once_started_per_second",
+    "valid",
+)
+
+
 def speed_table(result: Mapping[str, Any]) -> str:
     """Rates are per second of CPU time, or of the clock where a row ran on a GPU."""
     on_gpu = result["settings"]["device"] != "cpu"
     lines = [SPEED_COLUMNS]
     for name, row in result["rows"].items():
-        per = "second" if on_gpu and name in ("train", "sample") else "cpu_second"
+        per = "second" if name == "draw" or (on_gpu and name in ("train", "sample")) else "cpu_second"
         theirs = row["crystallm_elsewhere"]
         lines.append(
             (
@@ -45,7 +57,7 @@ def speed_table(result: Mapping[str, Any]) -> str:
         f"{name}: {key} {value:.3g}" if isinstance(value, float) else f"{name}: {key} {value}"
         for name, row in result["rows"].items()
         for key, value in row.items()
-        if key in ("million_parameters_in_blocks", "share_of_a_step", "tokens_per_structure")
+        if key in FACTS
     ]
     if train := result["rows"].get("train"):
         before, after = megabytes(train["start_mb"]), megabytes(train["end_mb"])
@@ -53,7 +65,12 @@ def speed_table(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{settings['n_structures']} structures of {settings['corpus']}, "
-            + ("seconds of the clock for train and sample, of CPU time for the rest" if on_gpu else "per CPU-second"),
+            + (
+                "seconds of the clock for train, sample and draw, of CPU time for the rest"
+                if on_gpu
+                else "per CPU-second"
+            )
+            + ("" if on_gpu or "draw" not in result["rows"] else ", draw by the clock"),
             aligned(lines),
             "; ".join(ceilings),
             "; ".join(facts),

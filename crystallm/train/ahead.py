@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 AHEAD = 4  # batches that each process is ahead
@@ -16,6 +17,7 @@ class Planned(Protocol):
 
     state: dict[str, int]
 
+    def take(self, n: int) -> Iterator[Any]: ...
     def plan(self) -> Iterator[Any]: ...
     def make(self, chosen: Any) -> Any: ...
 
@@ -62,6 +64,12 @@ class BatchesAhead:
         for chosen in self.loader.plan():
             self._states.append(dict(self.loader.state))
             yield chosen
+
+
+def made_ahead(loader: Planned, device: torch.device, workers: int | None = None) -> Planned | BatchesAhead:
+    """The loader itself, or its batches made ahead; `workers` None: by two processes beside a GPU, else by none."""
+    workers = (2 if device.type == "cuda" else 0) if workers is None else workers
+    return BatchesAhead(loader, workers) if workers else loader
 
 
 class _Batches(Dataset[Any]):

@@ -18,7 +18,7 @@ from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.sample.along import constrained_choices
 from crystallm.sample.generate import GenerateConfig, Generator
-from crystallm.train.ahead import BatchesAhead
+from crystallm.train.ahead import made_ahead
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import Conditions, DataConfig, ShardLoader, TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
@@ -53,8 +53,7 @@ def train_decoder(config: RunConfig) -> str:
     train, val = (TokenShards(config.data.path, split) for split in ("train", "val"))
     train.check_vocabulary(tokenizer)
     choices = constrained_choices(tokenizer) if model.config.loss == "constrained" else None
-    pad_multiple = 16 if processes.device.type == "cuda" else 1
-    collate = partial(make_batch, spec=model.spec, pad_multiple=pad_multiple, choices=choices)
+    collate = partial(make_batch, spec=model.spec, choices=choices)
     data, share = config.data, (model.config.block_size, config.train.seed, processes.rank, processes.world)
     conditions = Conditions(train, tokenizer, data.properties, data.property_keep) if data.properties else None
     batches = ShardLoader(train, collate, data, *share, conditions, data.max_structures, data.ids)
@@ -74,8 +73,7 @@ def train_decoder(config: RunConfig) -> str:
             print(
                 f"{name}: {len(loader.indices):,} structures, {loader.n_batches} batches, too_long: {loader.too_long}"
             )
-    workers = (2 if processes.device.type == "cuda" else 0) if data.workers is None else data.workers
-    source = BatchesAhead(batches, workers) if workers else batches
+    source = made_ahead(batches, processes.device, data.workers)
     trainer = Trainer(model, source, val_batches.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
     processes.close()
