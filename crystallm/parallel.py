@@ -22,6 +22,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -152,6 +153,16 @@ def _map_with_workers(
         for thread in threads:
             if thread.is_alive():
                 thread.join(10)
+
+
+def run_in_new_process(function: Callable[[Item], Result], item: Item) -> Result:
+    """`function(item)` in a process of its own, which may start processes itself, as those of map_processes may not.
+
+    What it raises is raised here; concurrent.futures.process.BrokenProcessPool where it is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_environment(), ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        return executor.submit(function, item).result()
 
 
 class _Chunk:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from crystallm.model.gpt import GPTConfig
-from crystallm.parallel import Failure, available_cores, map_processes
+from crystallm.parallel import available_cores, run_in_new_process
 from crystallm.speed.ceilings import (
     Elapsed,
     copy_bytes_per_s,
@@ -70,10 +70,10 @@ def measure_speed(config: SpeedConfig) -> dict[str, Any]:
 
 def _in_new_process(name: str, corpus: Corpus, config: SpeedConfig) -> dict[str, Any]:
     """So that a row's peak of memory is its own, and no row finds another's caches."""
-    [result] = map_processes(_measure_task, [(name, corpus, config)], workers=1, chunk_size=1)
-    if isinstance(result, Failure):
-        raise RuntimeError(f"row {name!r}: {result}")
-    return result
+    try:
+        return run_in_new_process(_measure_task, (name, corpus, config))
+    except Exception as err:
+        raise RuntimeError(f"row {name!r}: {type(err).__name__}: {err}") from err
 
 
 def _measure_task(task: tuple[str, Corpus, SpeedConfig]) -> dict[str, Any]:
