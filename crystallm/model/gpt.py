@@ -269,11 +269,12 @@ class GPT(nn.Module):
         classes = batch.classes.union(*(self._group_classes[group] for group, _ in batch.groups))
         table = self.embedding.table(classes)
         x = self.hidden(table(batch.ids))  # (B, T, C)
-        x = self.ln_f(x.flatten(0, 1)[batch.positions])  # (n, C)
-        nats, objective, start, soft = [], [], 0, False
-        for number, (group, count) in enumerate(batch.groups):
-            targets = batch.targets[start : start + count]
-            logits = self._group_logits(x[start : start + count], table, group)
+        x = self.ln_f(x.flatten(0, 1).index_select(0, batch.positions))  # (n, C)
+        nats, objective, soft = [], [], False
+        counts = [count for _, count in batch.groups]
+        for number, (states, targets) in enumerate(zip(x.split(counts), batch.targets.split(counts), strict=True)):
+            group = batch.groups[number][0]
+            logits = self._group_logits(states, table, group)
             if batch.masks and (mask := batch.masks[number]) is not None:
                 logits = logits.masked_fill(~mask, -torch.inf)
             nats.append(F.cross_entropy(logits, targets, reduction="none"))
@@ -284,7 +285,6 @@ class GPT(nn.Module):
                 soft = True
             else:
                 objective.append(nats[-1])
-            start += count
         return torch.cat(nats), torch.cat(objective) if soft else None
 
     def _group_logits(self, x: Tensor, table: Table, group: int) -> Tensor:
