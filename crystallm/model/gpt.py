@@ -245,8 +245,9 @@ class GPT(nn.Module):
             counts = torch.zeros_like(slots).index_add_(0, batch.slots, ones)
             whole = nats.sum()
             sums = torch.cat([torch.stack([whole, whole]), slots])
-            denominators = torch.tensor([batch.n_structures, batch.n_tokens], dtype=torch.float32)
-            counts = torch.cat([denominators.to(nats.device, non_blocking=True), counts])
+            # Filled on the device: copying them there would make the host wait for all that it has asked of a GPU.
+            denominators = [counts.new_full((1,), n) for n in (batch.n_structures, batch.n_tokens)]
+            counts = torch.cat([*denominators, counts])
         return Loss(total, len(batch.targets), sums, counts)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor
 from crystallm.model.gpt import GPT
 from crystallm.sample.constraints import FORCED, Constraint, DeadEnd
 from crystallm.sample.decoder import PackedDecoder
-from crystallm.sample.logits import Draw, choose_masked
+from crystallm.sample.logits import Draw, choose_masked, moved_mask
 
 N_UNIFORMS = 64  # random numbers drawn at a time
 Stopped = Literal["", "end", "dead_end", "unfinished"]  # "": it goes on
@@ -204,7 +204,7 @@ class Engine:
             if any(row.mask is not None for row in drawn):
                 everything = np.ones(logits.shape[1], dtype=bool)
                 masks = np.stack([everything if row.mask is None else row.mask for row in drawn])
-                mask = torch.from_numpy(masks).to(logits.device)
+                mask = moved_mask(masks, logits.device)
             drawn_from = logits
             if unguided is not None:
                 plain = self._heads[slot](unguided).float().to(logits.device)

@@ -221,7 +221,8 @@ class Trainer:
         fill_missing_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Gradients of sums add up exactly over batches and processes; only then are they divided.
-        weight_sum = torch.tensor([float(weight)], device=sums.device)
+        # Filled where it is needed: a tensor copied from the host would make the host wait for the GPU at every step.
+        weight_sum = torch.full((1,), float(weight), device=sums.device)
         self.processes.sum([*gradients, sums, counts, weight_sum])
         scale = weight_sum.clamp(min=1).reciprocal()
         torch._foreach_mul_(gradients, scale[0])
