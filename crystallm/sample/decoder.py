@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crystallm.model.gpt import GPT, Block
+from crystallm.sample.transfer import moved
 
 # Matrices come in few sizes: oneDNN, which multiplies in bfloat16 on a CPU, prepares itself for each new one for
 # 0.7 ms, as long as a layer's largest product takes with 200 tokens.
@@ -113,7 +114,7 @@ class PackedDecoder:
 
         n_chosen = len(chosen)
         token, position, chosen = (_padded(array) for array in (token, position, chosen))
-        token_t, position_t, chosen_t = (torch.from_numpy(a).to(self.device) for a in (token, position, chosen))
+        token_t, position_t, chosen_t = (moved(a, self.device) for a in (token, position, chosen))
         x = F.embedding(token_t, self.table)  # (N, C)
         turns = None
         if self.model.wpe is not None:
@@ -180,7 +181,7 @@ class _Pool:
         return self.rows[gaps], gaps
 
     def copy(self, slots: np.ndarray, other: _Pool, other_slots: np.ndarray) -> None:
-        to, source = (torch.from_numpy(array).to(self.data.device) for array in (slots, other_slots))
+        to, source = (moved(array, self.data.device) for array in (slots, other_slots))
         n = min(self.capacity, other.capacity)
         self.wide[..., :n, :].index_copy_(2, to, other.wide[..., :n, :].index_select(2, source))
 
@@ -204,7 +205,7 @@ class _Tokens:
             vector = (self.slot[begin:end, None] * self.n_head + np.arange(self.n_head)) * size
             vector += position[begin:end, None]  # (n, H) among the vectors of a layer's keys
             vector = np.stack([vector, vector + pool.data[0, 0].numel() // pool.data.shape[-1]], axis=1)
-            self.parts.append((pool, begin, end, torch.from_numpy(vector.reshape(-1)).to(decoder.device)))
+            self.parts.append((pool, begin, end, moved(vector.reshape(-1), decoder.device)))
 
     def write(self, layer: int, kv: Tensor) -> None:
         """kv (N, 2 C): keys and values of the new tokens"""
@@ -249,7 +250,7 @@ class _Tokens:
                 step[tokens] = T
                 n_results += n * n_head * T
         vectors = first[:, None] + step[:, None] * np.arange(n_head)
-        return _Attention(calls, torch.from_numpy(vectors.reshape(-1)).to(device), n_head)
+        return _Attention(calls, moved(vectors.reshape(-1), device), n_head)
 
 
 class _Attention:
@@ -276,10 +277,11 @@ class _Call:
         decoder: PackedDecoder,
     ):
         self.pool, device, n_head = pool, decoder.device, decoder.model.config.n_head
-        self.rows = None if rows is None else torch.from_numpy(rows).to(device)
+        self.rows = None if rows is None else moved(rows, device)
         self.n_rows, _, self.T = query.shape
-        self.query = torch.from_numpy((query + np.arange(n_head)[:, None]).reshape(-1)).to(device)
-        mask = torch.from_numpy(np.arange(pool.capacity) <= position[..., None]).to(device)  # (n, 1, T, S)
+        self.query = moved((query + np.arange(n_head)[:, None]).reshape(-1), device)
+        places = torch.arange(pool.capacity, device=device)
+        mask = places <= moved(position[..., None], device)  # (n, 1, T, S)
         if self.T <= FEW_QUERIES:  # as numbers to be added, (n H, T, S)
             mask = torch.where(mask, 0.0, MASKED).to(decoder.dtype).expand(-1, n_head, -1, -1).flatten(0, 1)
         self.mask = mask

@@ -20,7 +20,8 @@ from torch import Tensor
 from crystallm.model.gpt import GPT
 from crystallm.sample.constraints import FORCED, Constraint, DeadEnd
 from crystallm.sample.decoder import PackedDecoder
-from crystallm.sample.logits import Draw, choose_masked, moved_mask
+from crystallm.sample.logits import Draw, choose_masked
+from crystallm.sample.transfer import moved, moved_mask
 
 N_UNIFORMS = 64  # random numbers drawn at a time
 Stopped = Literal["", "end", "dead_end", "unfinished"]  # "": it goes on
@@ -194,13 +195,13 @@ class Engine:
         results = []
         if n_forced:
             index = self._index[slot, [row.ids[position] for _, row, position in scored.forced]]
-            picks = torch.from_numpy(index.astype(np.int64)).to(logits.device)
+            picks = moved(index.astype(np.int64), logits.device)
             results.append((logits[:n_forced].gather(1, picks[:, None])[:, 0] - totals[:n_forced]).double())
         if drawn:
             logits, weights, totals = logits[n_forced:], weights[n_forced:], totals[n_forced:]
             uniforms, mask = None, None
             if not draw.is_greedy:
-                uniforms = torch.tensor([row.uniform() for row in drawn], dtype=torch.float64, device=logits.device)
+                uniforms = moved(np.array([row.uniform() for row in drawn]), logits.device)
             if any(row.mask is not None for row in drawn):
                 everything = np.ones(logits.shape[1], dtype=bool)
                 masks = np.stack([everything if row.mask is None else row.mask for row in drawn])

@@ -79,20 +79,6 @@ def choose(logits: Tensor, uniforms: Tensor | None, draw: Draw) -> Tensor:
     return pick(shape(logits, draw), uniforms)
 
 
-def moved_mask(mask: np.ndarray, device: torch.device) -> Tensor:
-    """(n, K) bool on the device; eight to a byte on the way to a GPU: those of 4,000 lengths are 40 MB."""
-    if device.type == "cpu":
-        return torch.from_numpy(mask)
-    packed = torch.from_numpy(np.packbits(mask, axis=1, bitorder="little")).to(device)  # (n, K / 8)
-    return unpacked(packed, mask.shape[1])
-
-
-def unpacked(packed: Tensor, n_columns: int) -> Tensor:
-    """(n, K / 8) uint8, the first of eight in the lowest bit -> (n, K) bool"""
-    bits = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (bits & 1).bool().flatten(1)[:, :n_columns]
-
-
 def choose_masked(
     logits: Tensor, weights: Tensor, mask: Tensor | None, uniforms: Tensor | None, draw: Draw
 ) -> tuple[Tensor, Tensor]:

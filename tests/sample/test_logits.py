@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystallm.sample.logits import Draw, choose, choose_masked, moved_mask, pick, shape, unpacked
+from crystallm.sample.logits import Draw, choose, choose_masked, pick, shape
 
 
 def test_temperature_divides() -> None:
@@ -98,10 +98,3 @@ def test_masked_choice_against_float64(draw: Draw, depth: float) -> None:
         cumulative = probs.cumsum(axis=1)
         expected_picks = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
     assert picks.tolist() == expected_picks.tolist()
-
-
-def test_a_mask_travels_in_bits():
-    mask = np.random.default_rng(0).random((5, 37)) < 0.3
-    packed = torch.from_numpy(np.packbits(mask, axis=1, bitorder="little"))
-    assert torch.equal(unpacked(packed, 37), torch.from_numpy(mask))
-    assert torch.equal(moved_mask(mask, torch.device("cpu")), torch.from_numpy(mask))
