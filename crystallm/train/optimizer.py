@@ -129,19 +129,20 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._parameters: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(list(self.weights.values()), self._parameters, 1 - decay)
 
     @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
+    def swap(self) -> None:
         """Exchange the average and the model's weights; a second call exchanges them back."""
-        for name, parameter in model.named_parameters():
+        for parameter, average in zip(self._parameters, self.weights.values(), strict=True):
             kept = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
-            self.weights[name].copy_(kept)
+            parameter.copy_(average)
+            average.copy_(kept)
 
 
 def optimizer_tensors(

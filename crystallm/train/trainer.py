@@ -208,7 +208,8 @@ class Trainer:
         """One step; returns the parts' sums and counts over all processes, and the gradient's norm."""
         # Any randomness of the model (dropout) follows from the step, so a resumed run repeats it.
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 65_537 + self.processes.rank)
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         sums = counts = weight = None
         for batch in self.batches.take(self.config.accumulation_steps):
             with autocast(self.dtype, self.processes.device):
@@ -233,14 +234,14 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update(self.model, self.step)
+            self.ema.update(self.step)
         return sums, counts, norm
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Validation losses, of the moving average where there is one; keeps `<out>/best`."""
         if self.ema is not None:
-            self.ema.swap(self.model)
+            self.ema.swap()
         self.model.eval()
         sums = torch.zeros(len(self.names), dtype=torch.float64)
         counts = torch.zeros_like(sums)
@@ -256,7 +257,7 @@ class Trainer:
             for callback in self.callbacks:
                 self.val.update(callback(self.model, self.step))
         if self.ema is not None:
-            self.ema.swap(self.model)
+            self.ema.swap()
         self.model.train()
         self._val_step = self.step
         value = self.val[self.names[0]]

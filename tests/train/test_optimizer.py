@@ -54,11 +54,11 @@ def test_moving_average_by_its_formula():
     expected = 0.0
     for step, value in enumerate([1.0, 2.0, 4.0]):
         model.weight.fill_(value)
-        average.update(model, step)
+        average.update(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     assert float(average.weights["weight"]) == pytest.approx(expected)
-    average.swap(model)
+    average.swap()
     assert float(model.weight) == pytest.approx(expected) and float(average.weights["weight"]) == 4.0
 
 
