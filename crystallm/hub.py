@@ -7,7 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from crystallm.resources import resource_path
+
 PREFIX = "hf:"
+BUNDLED, BUNDLED_FOLDER = "bundled", "resources/model"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 # A repository of bin/export_hf.py has the checkpoint in crystallm/; one of bin/export_model.py is a checkpoint.
 FIRST = ["crystallm/*", "config.json"]
@@ -17,8 +20,11 @@ CHECKPOINT = ["config.json", "*.safetensors", "known.npz"]
 def resolve_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder: `path` itself, its best/ or last/, its crystallm/ (bin/export_hf.py); or hf:org/name.
 
-    A file, such as CrystaLLM's ckpt.pt, is a checkpoint by itself.
+    "bundled" is the model that comes with crystallm; a folder of that name is ./bundled. A file, such as CrystaLLM's
+    ckpt.pt, is a checkpoint by itself.
     """
+    if str(path) == BUNDLED:
+        return resource_path(BUNDLED_FOLDER)
     root = download_model(str(path)) if str(path).startswith(PREFIX) else Path(path)
     if root.is_file():
         return root

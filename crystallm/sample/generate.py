@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystallm.resources import resource_path
+from crystallm.hub import BUNDLED, resolve_checkpoint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.logits import Draw
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from crystallm.records import CIFRecord
     from tokenizer import CIFTokenizer
 
-BUNDLED_MODEL = "resources/model"
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
 CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
 
@@ -128,9 +127,7 @@ class Generator:
 
         Kept while the checkpoint stays the same.
         """
-        from crystallm.hub import resolve_checkpoint
-
-        path = resolve_checkpoint(resource_path(BUNDLED_MODEL) if model is None else model)
+        path = resolve_checkpoint(BUNDLED if model is None else model)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stamps = tuple((file.name, file.stat().st_mtime_ns) for file in files)
         return _load(str(path), str(pick_device(device)), stamps)

@@ -31,7 +31,7 @@ CHECKS_NEED = ("pymatgen", "spglib", "moyopy")  # which training itself does not
 @dataclass(frozen=True)
 class RunConfig:
     out: str = "runs/train"
-    init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
+    init_from: str | None = None  # checkpoint to start from (bundled: ours), with a new optimizer and warm-up
     vocabulary: str = "cif"
     validity_samples: int = 0  # samples drawn and checked at each evaluation, where pymatgen is installed
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.hub import BUNDLED_FOLDER
 from crystallm.model.gpt import GPT
 from crystallm.model.hf import export_hf
 from crystallm.resources import resource_path
 from crystallm.sample.constraints import Choice, DeadEnd, Full
 from crystallm.sample.formulas import PromptError
-from crystallm.sample.generate import BUNDLED_MODEL, GenerateConfig, Generator
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.prompts import parse_prompt
 from tokenizer import CIFTokenizer, Grammar
 
@@ -32,7 +33,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_hf(resource_path(BUNDLED_MODEL), tmp_path_factory.mktemp("hf") / "bundled")
+    return export_hf(resource_path(BUNDLED_FOLDER), tmp_path_factory.mktemp("hf") / "bundled")
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,18 @@ def test_fine_tuning_starts_from_the_other_models_weights(root: Path, shards: Pa
 
 
 @pytest.mark.slow
+def test_fine_tuning_as_the_readme_has_it_starts_from_the_bundled_model(root: Path, shards: Path, tmp_path: Path):
+    few = ["train.max_steps=1", "data.max_structures=8", "data.max_val_structures=4", "train.device=cpu"]
+    config = str(root / "config/finetune.yaml")
+    run([str(root / "bin/train.py"), config, f"data.path={shards}", f"out={tmp_path / 'mine'}", *few])
+    bundled, _, bundled_info = load_checkpoint("bundled")
+    tuned, _, info = load_checkpoint(tmp_path / "mine", weights="model")
+    assert info["provenance"]["init_from"] == bundled_info["model_hash"] and tuned.config == bundled.config
+    differences = [(a - b).abs().max().item() for a, b in zip(tuned.parameters(), bundled.parameters(), strict=True)]
+    assert 0 < max(differences) < 1e-3  # one step of the warm-up away
+
+
+@pytest.mark.slow
 def test_wandb_offline_needs_no_account(root: Path, shards: Path, tmp_path: Path):
     pytest.importorskip("wandb")
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
