@@ -55,7 +55,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--out", help="folder, .tar or .parquet")
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: for a GPU or a recent CPU")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the latter: on a GPU")
     parser.add_argument("--batch", type=int, default=256, help="sequences at once")
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that draw and check, beyond some hundred samples"
