@@ -6,7 +6,6 @@ A sample follows from its seed and index alone, so it does not matter which proc
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,4 +85,4 @@ def _draw_portion(path: str, model_hash: str, config: GenerateConfig, tickets: l
     generator = Generator.load(path, config.device)
     if generator.info["model_hash"] != model_hash:
         raise ValueError(f"{path} has changed since it was loaded: load it again, or use workers=0")
-    return list(itertools.islice(draw_here(generator, iter(tickets), config), len(tickets)))
+    return list(draw_here(generator, iter(tickets), config))
