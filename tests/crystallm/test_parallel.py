@@ -5,11 +5,12 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import psutil
 import pytest
 
-from crystallm.parallel import Failure, WorkerError, map_processes
+from crystallm.parallel import Failure, WorkerError, map_processes, run_in_new_process
 
 
 def square(x: int) -> int:
@@ -205,3 +206,17 @@ class Pausing:
 
 def test_items_may_end_and_go_on_while_work_is_under_way():
     assert list(map_processes(square, Pausing(), 2, 2)) == [x * x for x in range(10)]
+
+
+def squares_by_others(n: int) -> list[int]:
+    if n < 0:
+        raise ValueError(f"{n} is negative")
+    return list(map_processes(square, range(n), 2, 2))  # type: ignore[arg-type]
+
+
+def test_a_new_process_may_start_processes_and_its_errors_come_back():
+    assert run_in_new_process(squares_by_others, 5) == [0, 1, 4, 9, 16]
+    with pytest.raises(ValueError, match="-1 is negative"):
+        run_in_new_process(squares_by_others, -1)
+    with pytest.raises(BrokenProcessPool):
+        run_in_new_process(always_die, 0)
