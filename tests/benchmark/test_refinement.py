@@ -51,7 +51,10 @@ def test_a_refiner_that_moves_nothing_changes_nothing(drawn: tuple[Path, dict[st
         old, new = results["scores"][name]["match_rate"]
         assert old == new == pytest.approx(of_run["scores"]["unfiltered"][name]["match_rate"])
         old, new = results["scores"][name]["rmse_both"]
-        assert old == pytest.approx(of_run["scores"]["unfiltered"][name]["rmse"]) and new == pytest.approx(old)
+        assert old == pytest.approx(of_run["scores"]["unfiltered"][name]["rmse"])
+        assert new == pytest.approx(
+            old, abs=2e-4
+        )  # a drawn text need not be the canonical one: another cell, rounded anew
     assert results["valid"][0] == results["valid"][1] == pytest.approx(of_run["samples"]["valid_by_default_rules"])
     assert results["kept_group"] == 1 and results["n_refined"] == 7 * NUM  # of eight rows one is no CIF
 
