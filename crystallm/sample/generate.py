@@ -76,6 +76,8 @@ class GenerateConfig:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be 0 (this process) or more, got {self.workers}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
         if self.constraints not in (None, "none", "syntax", "full"):

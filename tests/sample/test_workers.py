@@ -59,6 +59,11 @@ def test_only_a_model_on_disk_can_be_read_by_others(checkpoint: str, tmp_path: P
     assert "has changed since it was loaded" in records[0].reason
 
 
+def test_a_number_of_processes_is_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"workers must be 0 \(this process\) or more, got -1"):
+        GenerateConfig(workers=-1)
+
+
 def die_on_perovskites(
     path: str, model_hash: str, config: GenerateConfig, tickets: list[workers.Ticket]
 ) -> list[CIFRecord]:
