@@ -58,7 +58,6 @@ def make_batch(
     sequences: Sequence[np.ndarray],
     spec: TokenSpec,
     prompt_lengths: Sequence[int] | None = None,
-    pad_multiple: int = 1,
     choices: Choices | None = None,
 ) -> Batch:
     """Pad sequences of ids to one length; `prompt_lengths`: tokens that are given (default: up to `data_`).
@@ -86,7 +85,7 @@ def make_batch(
     # Nothing stands before the first token to predict it from, so one token at least is given.
     flat_slots = np.where(column < np.maximum(given, 1)[row], FORCED, flat_slots)
 
-    width = -(-int(lengths.max()) // pad_multiple) * pad_multiple
+    width = int(lengths.max())
     ids = np.full((len(sequences), width), spec.pad_id, dtype=np.int64)
     slots = np.full((len(sequences), width), FORCED, dtype=np.int64)
     ids[row, column], slots[row, column] = flat, flat_slots

@@ -43,7 +43,7 @@ def make_optimizers(
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal, as torch.optim.Muon does it with match_rms_adamw, for all matrices of
-    one shape at a time: a model of 8 layers launches 100 kernels a step instead of 800, which a GPU would wait for.
+    one shape at a time: a GPU waits for launches, and there are as many for eight matrices as for one.
     """
 
     def __init__(

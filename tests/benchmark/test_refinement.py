@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.benchmark.csp import CSPConfig, benchmark_csp
 from crystallm.benchmark.refinement import (
     RefinementConfig,
@@ -19,9 +20,12 @@ from crystallm.benchmark.refinement import (
     compare_refined,
     refinement_table,
 )
+from crystallm.canonical import canonicalize
 from crystallm.config import to_dict
+from crystallm.records import read_records
+from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel
-from crystallm.refine.records import RefineConfig
+from crystallm.refine.records import RefineConfig, refine_records
 
 NUM = 3
 
@@ -46,17 +50,25 @@ def saved(folder: Path, answer: float) -> str:
 
 def test_a_refiner_that_moves_nothing_changes_nothing(drawn: tuple[Path, dict[str, Any]], tmp_path: Path):
     run, of_run = drawn
-    results = compare_refined(RefinementConfig(str(run), model=saved(tmp_path / "idle", 0.0), device="cpu"))
+    still = RefineConfig(free_cell=False)  # the part that strains cells is not idle
+    config = RefinementConfig(str(run), model=saved(tmp_path / "idle", 0.0), refine=still, device="cpu")
+    results = compare_refined(config)
     for name in ("n=1", f"n={NUM}"):
         old, new = results["scores"][name]["match_rate"]
         assert old == new == pytest.approx(of_run["scores"]["unfiltered"][name]["match_rate"])
         old, new = results["scores"][name]["rmse_both"]
         assert old == pytest.approx(of_run["scores"]["unfiltered"][name]["rmse"])
-        assert new == pytest.approx(
-            old, abs=2e-4
-        )  # a drawn text need not be the canonical one: another cell, rounded anew
+        assert new == pytest.approx(old)
     assert results["valid"][0] == results["valid"][1] == pytest.approx(of_run["samples"]["valid_by_default_rules"])
     assert results["kept_group"] == 1 and results["n_refined"] == 7 * NUM  # of eight rows one is no CIF
+
+
+def test_what_a_refiner_leaves_alone_is_the_same_crystal_described_anew(drawn: tuple[Path, Any], tmp_path: Path):
+    model, _ = load_refiner(saved(tmp_path / "idle", 0.0))
+    before = [record for record in read_records(*(drawn[0] / "samples").glob("*.parquet")) if record.text]
+    after = list(refine_records(before, model, RefineConfig(free_cell=False)))
+    anew = [canonicalize(AsymmetricUnit.from_text(record.text).to_crystal()).to_text() for record in before]
+    assert len(before) == 7 * NUM and [record.text for record in after] == anew
 
 
 def test_valid_records_stay_valid_whatever_a_refiner_does(drawn: tuple[Path, dict[str, Any]], tmp_path: Path):

@@ -23,7 +23,7 @@ def curve(out: Path, shards: Path, device: str, config: TrainConfig) -> list[flo
     tokenizer = CIFTokenizer()
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, qk_norm=True), token_spec(tokenizer))
-    collate = partial(make_batch, spec=model.spec, pad_multiple=16)
+    collate = partial(make_batch, spec=model.spec)
     data = DataConfig(batch_tokens=2048)
     train, val = (ShardLoader(TokenShards(shards, split), collate, data, 512) for split in ("train", "val"))
     Trainer(model, train, val.once, config, out, Processes(0, 1, torch.device(device))).fit()
