@@ -18,6 +18,7 @@ if __name__ == "__main__":
     parser.add_argument("--by", default=RankingConfig.by, help="property of the predictor; the lowest wins")
     parser.add_argument("--votes", type=float, nargs="*", default=RankingConfig.votes, help="widths of weighted votes")
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
+    parser.add_argument("--refine", action="store_true", help="predict for refined samples; they match as drawn")
     parser.add_argument("--limit", type=int, help="the first chunks of the run")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="file for all figures")

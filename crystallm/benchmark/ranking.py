@@ -2,7 +2,8 @@
 
 Each target's valid samples are ranked by the predicted value; its first is matched as the run matched it, beside the
 first sample drawn and what the run's own selections took, which cost no prediction. Besides, self-consistency with
-votes that count exp(-value / w): what most samples agree on, unless its value speaks against it.
+votes that count exp(-value / w): what most samples agree on, unless its value speaks against it. Values may be those of
+the refined samples; the match rate is that of the samples as drawn all the same, so that only the choice differs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
+from crystallm.refine.diffusion import CrystalDiffusionModel
+from crystallm.refine.records import RefineConfig, refine_records
+from crystallm.sample.refined import load
 from crystallm.sample.selection import by_cluster
 
 
@@ -30,6 +34,7 @@ class RankingConfig:
     model: str | None = None  # predictor; None: the bundled one
     votes: tuple[float, ...] = (0.3,)  # widths w, in the property's unit: each sample votes with exp(-value / w)
     limit: int | None = None  # the first so many chunks of the run
+    refine: bool = False  # predict for the samples as the bundled refiner mends them
     device: str = "cpu"
 
 
@@ -54,13 +59,14 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     settings = identity["settings"]
     folder = RunFolder(run, identity)
     predictor = Predictor.load(config.model, config.device)
+    refiner = load(device=config.device)[0] if config.refine else None
     name, ways = score_name(predictor.target(config.by).name), _ways(config)
     rms: dict[str, list[float]] = {way: [] for way in ("first", *settings["select"], *ways)}
     n_predicted, cpu_s, chunk = 0, 0.0, 0
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
-        judged = folder.read_judged(chunk)
+        judged, drawn = folder.read_judged(chunk), folder.read_samples(chunk)[0]
         cpu = time.process_time()
-        scored = predictor.score(folder.read_samples(chunk)[0])
+        scored = predictor.score(_refined(drawn, refiner) if refiner else drawn)
         cpu_s += time.process_time() - cpu
         n_predicted += len(scored)
         by_id = {record.id: record for record in scored if name in record.scores}
@@ -69,10 +75,10 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
             for way, place in zip(settings["select"], one.selected or [-1] * len(settings["select"]), strict=True):
                 rms[way].append(one.rms[place] if place >= 0 else np.nan)
             valid = [k for k, reason in enumerate(one.rejected_by) if not reason and f"{one.id}/{k:03d}" in by_id]
-            drawn = [by_id[f"{one.id}/{k:03d}"] for k in valid]
-            values = np.array([record.scores[name] for record in drawn])
+            own = [by_id[f"{one.id}/{k:03d}"] for k in valid]
+            values = np.array([record.scores[name] for record in own])
             for title, how in ways.items():
-                rms[title].append(one.rms[valid[how.choose(drawn, values)]] if drawn else np.nan)
+                rms[title].append(one.rms[valid[how.choose(own, values)]] if own else np.nan)
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")
@@ -83,10 +89,15 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         "num": settings["num"],
         "n_targets": len(rms["first"]),
         "by": config.by,
+        "refined": config.refine,
         "predictor": predictor.info.get("model_hash", "")[:12],
         "predict_cpu_ms": 1000 * cpu_s / max(1, n_predicted),
         "answers": {way: vars(score(np.array(own)[:, None])) for way, own in rms.items()},
     }
+
+
+def _refined(records: Sequence[CIFRecord], model: CrystalDiffusionModel) -> list[CIFRecord]:
+    return list(refine_records(records, model, RefineConfig()))
 
 
 def _ways(config: RankingConfig) -> dict[str, Way]:
@@ -97,7 +108,7 @@ def _ways(config: RankingConfig) -> dict[str, Way]:
 def ranking_table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['dataset']} {results['split'] or ''}: {results['n_targets']} targets × {results['num']} samples; "
-        f"one prediction: {results['predict_cpu_ms']:.1f} ms of CPU",
+        f"one prediction{' of a refined sample' * results['refined']}: {results['predict_cpu_ms']:.1f} ms of CPU",
         "",
         "| answer | match rate % | RMSE |",
         "|---|---|---|",

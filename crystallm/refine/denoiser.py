@@ -55,8 +55,9 @@ class Denoiser(nn.Module):
         """sigma_ang (B,), cell_is_free (B,) bool -> the noise of coordinates and cell"""
         level = self.level(sinusoids(sigma_ang.log())) + self.flags(2 * batch.is_symmetric + cell_is_free.long())
         atoms = self.species(batch.atomic_numbers) + level[batch.crystal]  # (N, C)
-        shells = Shells(edges, len(atoms))
-        radial = self.radial(edges.length)  # (E, R)
+        with torch.autocast(atoms.device.type, enabled=False):  # places of atoms want all their digits
+            shells = Shells(edges, len(atoms))
+            radial = self.radial(edges.length)  # (E, R)
         vectors: list[Tensor] = []
         tensors: list[Tensor] = []
         for layer in self.layers:
@@ -64,11 +65,11 @@ class Denoiser(nn.Module):
             vectors.append(sums[:, 1:4])  # (N, 3, C)
             tensors.append(sums[:, 4:9])  # (N, 5, C)
         state = self.norm(atoms)
-        cart = (torch.cat(vectors, dim=2) @ self.displace(state)[:, :, None])[:, :, 0]  # (N, 3)
+        cart = (torch.cat(vectors, dim=2) @ self.displace(state)[:, :, None])[:, :, 0].float()  # (N, 3)
         scale = DATA_SCALE_ANG / torch.hypot(sigma_ang, torch.full_like(sigma_ang, DATA_SCALE_ANG))  # (B,)
-        shear = symmetric_tensor((torch.cat(tensors, dim=2) @ self.shear(state)[:, :, None])[:, :, 0])  # (N, 3, 3)
-        swell = self.swell(state)[:, :, None] * torch.eye(3, device=state.device)
-        return Noise(batch.centred(cart) * scale[batch.crystal][:, None], batch.mean(shear + swell))
+        shear = (torch.cat(tensors, dim=2) @ self.shear(state)[:, :, None])[:, :, 0].float()  # (N, 5)
+        swell = self.swell(state).float()[:, :, None] * torch.eye(3, device=state.device)
+        return Noise(batch.centred(cart) * scale[batch.crystal][:, None], batch.mean(symmetric_tensor(shear) + swell))
 
 
 def symmetric_tensor(second: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -84,8 +85,18 @@ class CrystalDiffusionModel(nn.Module):
             config.hidden_dim, config.num_layers, config.cutoff_ang, vector_messages=config.vector_messages
         )
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, whose matrices are Muon's."""
+        return self.denoiser.layers
+
+    def neighbours(self, batch: CrystalBatch) -> Neighbours:
+        return Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
+
     def predict(self, batch: CrystalBatch, sigma_ang: Tensor, cell_is_free: Tensor, near: Neighbours) -> Noise:
-        return self.denoiser(batch, near.edges(batch.frac_coords), sigma_ang, cell_is_free)
+        with exactly(batch):
+            edges = near.edges(batch.frac_coords)
+        return self.denoiser(batch, edges, sigma_ang, cell_is_free)
 
     # ---------------------------------------------------------------- training
 
@@ -98,11 +109,11 @@ class CrystalDiffusionModel(nn.Module):
         sigmas = torch.as_tensor(self.schedule.sigma_ang, dtype=torch.float32, device=device)
         sigma = sigmas[torch.randint(len(sigmas), (n,), generator=generator, device=device)]
         cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
-        noise = draw_noise(batch, generator)
-        noisy = add_noise(batch, noise, sigma, cell_is_free)
-        found = self.predict(
-            noisy, sigma, cell_is_free, Neighbours(noisy.lattice, noisy.n_atoms, self.config.cutoff_ang)
-        )
+        with exactly(batch):
+            noise = draw_noise(batch, generator)
+            noisy = add_noise(batch, noise, sigma, cell_is_free)
+            near = self.neighbours(noisy)
+        found = self.predict(noisy, sigma, cell_is_free, near)
         atom_errors = (found.cart - noise.cart).square().sum(dim=1)  # (N,)
         errors = batch.mean(atom_errors[:, None])[:, 0]
         free = batch.mean(batch.n_free.to(errors.dtype)[:, None])[:, 0]  # directions of an atom
@@ -144,7 +155,7 @@ class CrystalDiffusionModel(nn.Module):
             raise ValueError(f"corrector_steps must be at least 1, got {corrector_steps}")
         self.eval()
         cell_is_free = torch.full((batch.n_crystals,), free_cell, device=batch.lattice.device)
-        near = Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
+        near = self.neighbours(batch)
         if keep:
             keep(batch, sigmas_ang[0])
         for sigma, after in zip(sigmas_ang, [*sigmas_ang[1:], 0.0], strict=True):
@@ -155,7 +166,7 @@ class CrystalDiffusionModel(nn.Module):
                 batch = _shifted(batch, noise, (after**2 - sigma**2) / sigma, free_cell)
                 fresh = after * math.sqrt(max(sigma**2 - after**2, 0)) / sigma
                 batch = _shifted(batch, draw_noise(batch, generator), fresh, free_cell)
-            near = Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang) if free_cell else near
+            near = self.neighbours(batch) if free_cell else near
             for _ in range(corrector_steps if sampler == "predictor_corrector" and after > 0 else 0):
                 noise = self._noise(batch, after, cell_is_free, near)
                 fresh_noise = draw_noise(batch, generator)
@@ -235,6 +246,11 @@ class CrystalDiffusionModel(nn.Module):
         places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
         sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
         return self.denoise(batch, sigmas, free_cell, sampler, generator, keep, corrector_steps).crystals()
+
+
+def exactly(batch: CrystalBatch) -> AbstractContextManager[object]:
+    """In float32 whatever autocast says: places of atoms want all their digits."""
+    return torch.autocast(batch.lattice.device.type, enabled=False)
 
 
 def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:

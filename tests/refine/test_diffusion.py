@@ -9,6 +9,7 @@ import torch
 from crystallm.crystal import Crystal
 from crystallm.refine.batch import make_batch
 from crystallm.refine.diffusion import CrystalDiffusionModel, add_noise, draw_noise
+from crystallm.train.optimizer import make_optimizers
 
 CUBE = np.eye(3) * 4.0
 ROCK_SALT = Crystal.from_parameters(
@@ -151,3 +152,32 @@ def test_one_atom_and_five_hundred():
     one = Crystal(np.eye(3) * 3, np.zeros((1, 3)), np.array([84]))
     refined = small.refine([one, large], None, 0.2, 2)
     assert [crystal.n_atoms for crystal in refined] == [1, 500]
+
+
+def test_bfloat16_costs_no_digits_of_places(model: CrystalDiffusionModel, monkeypatch: pytest.MonkeyPatch):
+    """Under autocast the neighbours of a noisy crystal are those of float32 to the last bit, and so is the noise."""
+    batch, seen = make_batch([ROCK_SALT] * 20), []
+    hidden = model.eval().denoiser.forward
+
+    def watched(batch, edges, *rest):
+        seen.append(edges)
+        answer = hidden(batch, edges, *rest)
+        assert answer.cart.dtype == answer.strain.dtype == torch.float32
+        return answer
+
+    monkeypatch.setattr(model.denoiser, "forward", watched)
+    plain = model.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = model.loss(batch)
+    assert torch.equal(seen[0].vector, seen[1].vector) and torch.equal(seen[0].length, seen[1].length)
+    assert not torch.equal(plain.sums, short.sums)  # its products are short, or this compares nothing
+    torch.testing.assert_close(short.sums, plain.sums, rtol=0.02, atol=0.02)
+
+
+def test_muon_takes_the_matrices_of_the_layers(model: CrystalDiffusionModel):
+    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.0, (0.9, 0.95))
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    wanted = {id(p) for name, p in model.named_parameters() if name.startswith("denoiser.layers.") and p.ndim == 2}
+    assert taken == wanted and len(wanted) == 2 * 5
+    others = sum(len(group["params"]) for group in adamw.param_groups)
+    assert others + len(taken) == len(list(model.parameters()))
