@@ -15,10 +15,21 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from crystallm.parallel import available_cores
+
 settings.register_profile("ci", deadline=None, derandomize=True)  # a busy machine is slow, not wrong
 settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+MOST_WORKERS = 8  # each holds torch and the bundled models, 1 GB or so
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means."""
+    return min(available_cores(), MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
