@@ -80,6 +80,7 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: Mapping[st
 
 def plot_loss(metrics: Path, picture: Path, name: str) -> None:
     """Training and validation loss against the step, and the validation loss of each part. `name`: the criterion."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # the object, not pyplot: no global state, no display
 
     rows = read_metrics(metrics)
@@ -96,12 +97,13 @@ def plot_loss(metrics: Path, picture: Path, name: str) -> None:
     if min(losses) > 0 and max(losses) > 5 * min(losses):
         left.set_yscale("log")
     left.legend()
+    right.set_prop_cycle(color=colormaps["tab20"].colors)  # a decoder has more parts than the usual ten colours
     for key in val[-1] if val else ():
         points = [(r["step"], r[key]) for r in val if isinstance(r.get(key), (int, float))]
         if points and key not in ("step", "learning_rate") and not key.startswith("nats_per_") and "/" not in key:
             right.plot(*zip(*points, strict=True), "o-", ms=2, lw=0.8, label=key)
     right.set(xlabel="step", ylabel="validation, mean of each part")
     if val:
-        right.legend(fontsize=7, ncols=2)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside the curves, not over them
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
