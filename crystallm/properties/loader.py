@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from crystallm.epochs import EpochLoader
 from crystallm.properties.augmentation import TextAugmentation, augment
 from crystallm.properties.description import Description
 from crystallm.properties.encoding import Encoder
@@ -68,8 +69,15 @@ class BatchMaker:
         return str(augment(description, augmentation, rng))
 
 
-class PropertyLoader:
-    """As train.trainer.Batches. `encoders` by modality: those of the model, which know how to collate their items."""
+class Chosen(NamedTuple):
+    """The samples of a batch."""
+
+    indices: np.ndarray  # (n,)
+    seed: tuple[int, ...]  # of what is drawn for their texts
+
+
+class PropertyLoader(EpochLoader):
+    """Batches of labelled samples. `encoders` by modality: the model's, which know how to collate their items."""
 
     def __init__(
         self,
@@ -83,58 +91,31 @@ class PropertyLoader:
         world: int = 1,
     ):
         self.samples, self.config = samples, config
-        self.seed, self.rank, self.world = seed, rank, world
         self.maker = BatchMaker(samples, encoders, targets)
         known = np.isfinite(self.maker.labels[indices]).any(axis=1)
         small = samples.n_atoms[indices] <= config.max_atoms
         self.too_large, self.unlabelled = int((known & ~small).sum()), int((~known).sum())
-        self.indices = np.asarray(indices)[known & small]
-        if not len(self.indices):
+        usable = np.asarray(indices)[known & small]
+        if not len(usable):
             raise ValueError(
                 f"none of {len(indices)} samples can be used: {self.unlabelled} have no label of "
                 f"{', '.join(targets)}, {self.too_large} more than {config.max_atoms} atoms"
             )
-        self.state = {"epoch": 0, "batch": 0}
+        super().__init__(usable, config.pool, seed, rank, world)
 
-    @property
-    def state(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "batch": self._batch}
+    def cut(self, indices: np.ndarray) -> list[np.ndarray]:
+        return cut_by_atoms(indices, self.samples.n_atoms, self.config.batch_atoms, self.config.batch_samples)
 
-    @state.setter
-    def state(self, state: dict[str, int]) -> None:
-        self._epoch, self._batch = state["epoch"], state["batch"]
-        self._plan()
+    def choice(self, indices: np.ndarray, number: int) -> Chosen:
+        return Chosen(indices, (self.seed, self.epoch, number, 7))
 
-    @property
-    def n_batches(self) -> int:
-        return len(self._order)
-
-    def take(self, n: int) -> Iterator[PropertyBatch]:
-        """This process's n batches of the next n * world; goes on into the next epoch."""
-        for i in range(n * self.world):
-            chosen, rng = self._order[self._batch], np.random.default_rng([self.seed, self._epoch, self._batch, 7])
-            self._batch += 1
-            if self._batch == len(self._order):
-                self.state = {"epoch": self._epoch + 1, "batch": 0}
-            if i % self.world == self.rank:
-                yield self.maker.batch(chosen, self.config.augmentation, rng)
+    def make(self, chosen: Chosen) -> PropertyBatch:
+        return self.maker.batch(chosen.indices, self.config.augmentation, np.random.default_rng(chosen.seed))
 
     def once(self) -> Iterator[PropertyBatch]:
         """Every sample once, its text as it is: this process's share."""
-        for i, chosen in enumerate(self._cut(self.indices)):
-            if i % self.world == self.rank:
-                yield self.maker.batch(chosen)
-
-    def _plan(self) -> None:
-        rng = np.random.default_rng([self.seed, self._epoch])
-        shuffled = rng.permutation(self.indices)
-        pools = range(0, len(shuffled), self.config.pool)
-        batches = [batch for start in pools for batch in self._cut(shuffled[start : start + self.config.pool])]
-        self._order = [batches[i] for i in rng.permutation(len(batches))]
-
-    def _cut(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Batches of samples of like size"""
-        return cut_by_atoms(indices, self.samples.n_atoms, self.config.batch_atoms, self.config.batch_samples)
+        for chosen in self.share(self.cut(self.indices)):
+            yield self.maker.batch(chosen)
 
 
 def cut_by_atoms(indices: np.ndarray, n_atoms: np.ndarray, most_atoms: int, most_samples: int) -> list[np.ndarray]:

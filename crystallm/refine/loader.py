@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.crystal import Crystal
+from crystallm.epochs import EpochLoader
 from crystallm.parallel import Failure, map_processes
 from crystallm.refine.batch import CrystalBatch, PackedCrystals, pack
 from crystallm.refine.orbits import Orbits, free_orbits, primitive_with_orbits
@@ -80,8 +82,15 @@ def _read(text: str) -> tuple[Crystal, Orbits]:
     return primitive_with_orbits(AsymmetricUnit.from_text(text))
 
 
-class CrystalLoader:
-    """Batches for one of `world` processes; `state` is where the run stands, as train.loader.ShardLoader's."""
+class Chosen(NamedTuple):
+    """The crystals of a batch."""
+
+    indices: np.ndarray  # (n,)
+    symmetric: np.ndarray  # (n,) bool: whose noise keeps the symmetry
+
+
+class CrystalLoader(EpochLoader):
+    """Batches of packed crystals."""
 
     def __init__(
         self,
@@ -93,7 +102,7 @@ class CrystalLoader:
         world: int = 1,
         max_structures: int | None = None,
     ):
-        self.crystals, self.config, self.seed, self.rank, self.world = crystals, config, seed, rank, world
+        self.crystals, self.config = crystals, config
         self.work = crystals.n_edges * (4 / 3 * np.pi * cutoff_ang**3) + crystals.n_atoms  # (n,) edges, about
         fits = np.flatnonzero(crystals.n_atoms <= config.max_atoms)
         self.too_large = len(crystals) - len(fits)
@@ -101,57 +110,30 @@ class CrystalLoader:
             fits = np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(fits)[:max_structures])
         if not len(fits):
             raise ValueError(f"none of {len(crystals)} crystals has {config.max_atoms} atoms or fewer")
-        self.indices = fits
-        self.epoch, self.batch = 0, 0
-        self._plan()
+        super().__init__(fits, config.pool, seed, rank, world)
 
-    @property
-    def state(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    @state.setter
-    def state(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self._plan()
-
-    @property
-    def n_batches(self) -> int:
-        return len(self._order)
-
-    def take(self, n: int) -> Iterator[CrystalBatch]:
-        """This process's n batches of the next n * world; goes on into the next epoch."""
-        for i in range(n * self.world):
-            chosen = self._order[self.batch]
-            symmetric = self._symmetric[chosen]
-            self.batch += 1
-            if self.batch == len(self._order):
-                self.state = {"epoch": self.epoch + 1, "batch": 0}
-            if i % self.world == self.rank:
-                yield self.crystals.batch(chosen, symmetric)
-
-    def once(self) -> Iterator[CrystalBatch]:
-        """Every crystal once: this process's share. With its symmetry, unless training never has it (symmetric: 0)."""
-        for i, chosen in enumerate(self._cut(self.indices)):
-            if i % self.world == self.rank:
-                yield self.crystals.batch(chosen, np.full(len(chosen), self.config.symmetric > 0))
-
-    def first(self, n: int) -> list[Crystal]:
-        """The first n crystals, as they are in the data."""
-        return self.crystals.batch(self.indices[:n], np.ones(min(n, len(self.indices)), dtype=bool)).crystals()
-
-    def _plan(self) -> None:
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def draw(self, rng: np.random.Generator) -> None:
         self._symmetric = rng.random(len(self.crystals)) < self.config.symmetric
-        shuffled = rng.permutation(self.indices)
-        batches: list[np.ndarray] = []
-        for start in range(0, len(shuffled), self.config.pool):
-            batches += self._cut(shuffled[start : start + self.config.pool])
-        self._order = [batches[i] for i in rng.permutation(len(batches))]
 
-    def _cut(self, indices: np.ndarray) -> list[np.ndarray]:
+    def cut(self, indices: np.ndarray) -> list[np.ndarray]:
         """Batches of about batch_edges each, of crystals with like numbers of neighbours; or of batch_structures."""
         if size := self.config.batch_structures:
             return np.split(indices, range(size, len(indices), size))
         indices = indices[np.argsort((self.work / self.crystals.n_atoms)[indices], kind="stable")]
         number = np.floor(np.cumsum(self.work[indices]) / self.config.batch_edges)
         return np.split(indices, np.flatnonzero(np.diff(number)) + 1)
+
+    def choice(self, indices: np.ndarray, number: int) -> Chosen:
+        return Chosen(indices, self._symmetric[indices])
+
+    def make(self, chosen: Chosen) -> CrystalBatch:
+        return self.crystals.batch(*chosen)
+
+    def once(self) -> Iterator[CrystalBatch]:
+        """Every crystal once: this process's share. With its symmetry, unless training never has it (symmetric: 0)."""
+        for chosen in self.share(self.cut(self.indices)):
+            yield self.make(Chosen(chosen, np.full(len(chosen), self.config.symmetric > 0)))
+
+    def first(self, n: int) -> list[Crystal]:
+        """The first n crystals, as they are in the data."""
+        return self.crystals.batch(self.indices[:n], np.ones(min(n, len(self.indices)), dtype=bool)).crystals()

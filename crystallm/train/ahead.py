@@ -13,7 +13,7 @@ AHEAD = 4  # batches that each process is ahead
 
 
 class Planned(Protocol):
-    """What can say first which batch comes, and make it later, in another process: train.loader.ShardLoader."""
+    """What can say first which batch comes, and make it later, in another process: epochs.EpochLoader."""
 
     state: dict[str, int]
 

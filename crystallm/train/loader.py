@@ -5,7 +5,6 @@ Nothing here knows what a token means, but for the condition lines, which are pu
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from crystallm.epochs import EpochLoader
 
 if TYPE_CHECKING:
     from tokenizer import CIFTokenizer
@@ -130,11 +131,8 @@ class Chosen(NamedTuple):
     kept: np.ndarray | None  # (n, k) bool: which condition lines stand before them; None: there are none
 
 
-class ShardLoader:
-    """Batches of one split for one of `world` processes. `state` is where the run stands: (epoch, batch).
-
-    A step takes the next `n * world` batches of the order that all processes share; each process makes its own n.
-    """
+class ShardLoader(EpochLoader):
+    """Batches of one split."""
 
     def __init__(
         self,
@@ -149,8 +147,7 @@ class ShardLoader:
         max_structures: int | None = None,
         ids: str | None = None,
     ):
-        self.shards, self.collate, self.config = shards, collate, config
-        self.seed, self.rank, self.world, self.conditions = seed, rank, world, conditions
+        self.shards, self.collate, self.config, self.conditions = shards, collate, config, conditions
         n_condition = 2 * len(conditions.keywords) if conditions else 0
         chosen = np.arange(len(shards)) if ids is None else shards.find(ids)
         longest = min(block_size, config.max_tokens or block_size)
@@ -161,40 +158,23 @@ class ShardLoader:
         if not len(fits):
             where = f"{shards.folder}, {shards.split}"
             raise ValueError(f"{where}: none of {len(chosen)} structures fits {longest} tokens")
-        self.indices = fits
-        self.epoch, self.batch = 0, 0
-        self._order = self._plan(0)
+        self._lengths = shards.lengths  # (n_shards,) tokens, in training with the condition lines of this epoch
+        super().__init__(fits, config.pool, seed, rank, world)
 
-    @property
-    def state(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
+    def draw(self, rng: np.random.Generator) -> None:
+        if self.conditions is not None:
+            self._kept = self.conditions.draw(rng)
+            self._lengths = self.shards.lengths + 2 * self._kept.sum(axis=1)
 
-    @state.setter
-    def state(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self._order = self._plan(self.epoch)
+    def cut(self, indices: np.ndarray) -> list[np.ndarray]:
+        return self._cut(indices, self._lengths)
 
-    @property
-    def n_batches(self) -> int:
-        """Batches of the current epoch."""
-        return len(self._order)
+    def _cut(self, indices: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        indices = indices[np.argsort(lengths[indices], kind="stable")]
+        return pack(indices, lengths[indices], self.config.batch_tokens)
 
-    def take(self, n: int) -> Iterator[Any]:
-        """This process's n batches of the next n * world; goes on into the next epoch."""
-        return map(self.make, itertools.islice(self.plan(), n))
-
-    def plan(self) -> Iterator[Chosen]:
-        """This process's batches from `state` on, as what `make` makes them of, without end."""
-        while True:
-            mine: list[Chosen] = []
-            for i in range(self.world):
-                if i == self.rank:
-                    chosen = self._order[self.batch]
-                    mine.append(Chosen(chosen, None if self.conditions is None else self._kept[chosen]))
-                self.batch += 1
-                if self.batch == len(self._order):
-                    self.state = {"epoch": self.epoch + 1, "batch": 0}
-            yield from mine
+    def choice(self, indices: np.ndarray, number: int) -> Chosen:
+        return Chosen(indices, None if self.conditions is None else self._kept[indices])
 
     def make(self, chosen: Chosen) -> Any:
         sequences = [self.shards[index] for index in chosen.indices]
@@ -205,25 +185,8 @@ class ShardLoader:
 
     def once(self) -> Iterator[Any]:
         """Every structure once, without conditions, in order of length: this process's share."""
-        order = self.indices[np.argsort(self.shards.lengths[self.indices], kind="stable")]
-        for i, chosen in enumerate(pack(order, self.shards.lengths[order], self.config.batch_tokens)):
-            if i % self.world == self.rank:
-                yield self.collate([self.shards[index] for index in chosen])
-
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's batches, each an array of structure indices."""
-        rng = np.random.default_rng([self.seed, epoch])
-        lengths = self.shards.lengths
-        if self.conditions is not None:
-            self._kept = self.conditions.draw(rng)
-            lengths = lengths + 2 * self._kept.sum(axis=1)
-        shuffled = rng.permutation(self.indices)
-        batches: list[np.ndarray] = []
-        for start in range(0, len(shuffled), self.config.pool):
-            pool = shuffled[start : start + self.config.pool]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += pack(pool, lengths[pool], self.config.batch_tokens)
-        return [batches[i] for i in rng.permutation(len(batches))]
+        for chosen in self.share(self._cut(self.indices, self.shards.lengths)):
+            yield self.make(Chosen(chosen, None))
 
 
 def pack(indices: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -97,7 +97,7 @@ def plot_loss(metrics: Path, picture: Path, name: str) -> None:
     if min(losses) > 0 and max(losses) > 5 * min(losses):
         left.set_yscale("log")
     left.legend()
-    right.set_prop_cycle(color=colormaps["tab20"].colors)  # a decoder has more parts than the usual ten colours
+    right.set_prop_cycle(color=colormaps["tab20"](range(20)))  # a decoder has more parts than the usual ten colours
     for key in val[-1] if val else ():
         points = [(r["step"], r[key]) for r in val if isinstance(r.get(key), (int, float))]
         if points and key not in ("step", "learning_rate") and not key.startswith("nats_per_") and "/" not in key:

@@ -20,6 +20,7 @@ from crystallm.refine.compositions import TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, DiffusionConfig
 from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_crystals, packed_freely
 from crystallm.refine.tutorial import training_crystals, validation_crystals
+from crystallm.train.ahead import made_ahead
 from crystallm.train.distribution import start_processes
 from crystallm.train.loader import TokenShards
 from crystallm.train.trainer import TrainConfig, Trainer
@@ -72,8 +73,8 @@ def train_refiner(config: RefinerRunConfig) -> str:
     if processes.is_first:
         print(to_yaml(config))
         print(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
-    val_batches = loaders["val"].once
-    trainer = Trainer(model, loaders["train"], val_batches, config.train, config.out, processes, info, callbacks)
+    batches = made_ahead(loaders["train"], processes.device)
+    trainer = Trainer(model, batches, loaders["val"].once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
     processes.close()
     return reason

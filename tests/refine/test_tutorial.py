@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import spglib
 from pymatgen.analysis.local_env import MinimumDistanceNN
 
@@ -25,6 +26,7 @@ from crystallm.refine.tutorial import (
     validation_crystals,
 )
 from crystallm.train.metrics import read_metrics
+from crystallm.train.ahead import BatchesAhead
 from crystallm.training.run import train
 
 # Space group, g/cm³, neighbours
@@ -111,6 +113,16 @@ def test_validation_has_symmetry_only_where_training_has_it(symmetric: float):
     crystals = [supercell(one, (1, 1, 1)) for one in tutorial_structures()[:3]]
     loader = CrystalLoader(packed_freely(crystals), CrystalDataConfig(symmetric=symmetric), cutoff_ang=5.0)
     assert {bool(flag) for batch in loader.once() for flag in batch.is_symmetric} == {symmetric > 0}
+
+
+def test_crystals_made_ahead_are_the_loaders():
+    crystals = packed_freely(training_crystals(TutorialConfig(variants=3)))
+    plain, second = (CrystalLoader(crystals, CrystalDataConfig(batch_structures=4), 5.0, seed=1) for _ in range(2))
+    ahead = BatchesAhead(second, 2)
+    for one, other in zip(plain.take(8), ahead.take(8), strict=True):
+        for name, tensor in vars(one).items():
+            assert torch.equal(tensor, getattr(other, name))
+    assert ahead.state == plain.state
 
 
 @pytest.mark.parametrize("settings", [{"variants": -1}, {"repeats": 0}, {"cells": ()}, {"cells": (0,)}])
