@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import spglib
+import torch
 from pymatgen.analysis.local_env import MinimumDistanceNN
 
 from crystallm.config import ConfigError
@@ -25,8 +25,8 @@ from crystallm.refine.tutorial import (
     tutorial_structures,
     validation_crystals,
 )
-from crystallm.train.metrics import read_metrics
 from crystallm.train.ahead import BatchesAhead
+from crystallm.train.metrics import read_metrics
 from crystallm.training.run import train
 
 # Space group, g/cm³, neighbours
