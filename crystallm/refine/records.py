@@ -24,7 +24,7 @@ ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they l
 @dataclass(frozen=True)
 class RefineConfig:
     # How far from right the atoms are thought to be, before. On MP-20 validation samples 0.5 Å takes as much off the
-    # RMSE as 0.7, and less off the cell's error; 0.9 to 1 Å a little more off both, at the price of a match. 12 steps in
+    # RMSE as 0.7, and less off the cell's error; 0.9 to 1 Å a little more off both, and a match lost. 12 steps in
     # place of 6: one point of RMSE more, for a quarter more time. A cell that is free helps both.
     start_sigma_ang: float = 0.7
     num_steps: int = 12
