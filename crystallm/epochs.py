@@ -32,12 +32,12 @@ class EpochLoader(ABC):
     def make(self, chosen: Any) -> Any:
         """The batch of what `choice` gave."""
 
-    def draw(self, rng: np.random.Generator) -> None:  # noqa: B027  most have nothing to draw
-        """What else changes from epoch to epoch, drawn before the order."""
-
+    @abstractmethod
     def choice(self, indices: np.ndarray, number: int) -> Any:
         """All that `make` needs for batch `number` of this epoch."""
-        return indices
+
+    def draw(self, rng: np.random.Generator) -> None:  # noqa: B027  not all have something to draw
+        """What else changes from epoch to epoch, drawn before the order."""
 
     # -- what they have in common
 

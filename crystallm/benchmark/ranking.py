@@ -21,7 +21,6 @@ from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
-from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.sample.refined import load
 from crystallm.sample.selection import by_cluster
@@ -66,7 +65,8 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
         judged, drawn = folder.read_judged(chunk), folder.read_samples(chunk)[0]
         cpu = time.process_time()
-        scored = predictor.score(_refined(drawn, refiner) if refiner else drawn)
+        seen = list(refine_records(drawn, refiner, RefineConfig())) if refiner else drawn
+        scored = predictor.score(seen)
         cpu_s += time.process_time() - cpu
         n_predicted += len(scored)
         by_id = {record.id: record for record in scored if name in record.scores}
@@ -96,19 +96,16 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
     }
 
 
-def _refined(records: Sequence[CIFRecord], model: CrystalDiffusionModel) -> list[CIFRecord]:
-    return list(refine_records(records, model, RefineConfig()))
-
-
 def _ways(config: RankingConfig) -> dict[str, Way]:
     voting = {f"self-consistency, votes exp(-{config.by} / {width:g})": Way(width) for width in config.votes}
     return {config.by: Way(), **voting}
 
 
 def ranking_table(results: dict[str, Any]) -> str:
+    what = "one prediction of a refined sample, refining included" if results["refined"] else "one prediction"
     lines = [
         f"{results['dataset']} {results['split'] or ''}: {results['n_targets']} targets × {results['num']} samples; "
-        f"one prediction{' of a refined sample' * results['refined']}: {results['predict_cpu_ms']:.1f} ms of CPU",
+        f"{what}: {results['predict_cpu_ms']:.1f} ms of CPU",
         "",
         "| answer | match rate % | RMSE |",
         "|---|---|---|",

@@ -55,7 +55,7 @@ class Denoiser(nn.Module):
         """sigma_ang (B,), cell_is_free (B,) bool -> the noise of coordinates and cell"""
         level = self.level(sinusoids(sigma_ang.log())) + self.flags(2 * batch.is_symmetric + cell_is_free.long())
         atoms = self.species(batch.atomic_numbers) + level[batch.crystal]  # (N, C)
-        with torch.autocast(atoms.device.type, enabled=False):  # places of atoms want all their digits
+        with batch.exactly():
             shells = Shells(edges, len(atoms))
             radial = self.radial(edges.length)  # (E, R)
         vectors: list[Tensor] = []

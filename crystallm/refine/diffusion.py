@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -94,7 +93,7 @@ class CrystalDiffusionModel(nn.Module):
         return Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
 
     def predict(self, batch: CrystalBatch, sigma_ang: Tensor, cell_is_free: Tensor, near: Neighbours) -> Noise:
-        with exactly(batch):
+        with batch.exactly():
             edges = near.edges(batch.frac_coords)
         return self.denoiser(batch, edges, sigma_ang, cell_is_free)
 
@@ -109,7 +108,7 @@ class CrystalDiffusionModel(nn.Module):
         sigmas = torch.as_tensor(self.schedule.sigma_ang, dtype=torch.float32, device=device)
         sigma = sigmas[torch.randint(len(sigmas), (n,), generator=generator, device=device)]
         cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
-        with exactly(batch):
+        with batch.exactly():
             noise = draw_noise(batch, generator)
             noisy = add_noise(batch, noise, sigma, cell_is_free)
             near = self.neighbours(noisy)
@@ -246,11 +245,6 @@ class CrystalDiffusionModel(nn.Module):
         places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
         sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
         return self.denoise(batch, sigmas, free_cell, sampler, generator, keep, corrector_steps).crystals()
-
-
-def exactly(batch: CrystalBatch) -> AbstractContextManager[object]:
-    """In float32 whatever autocast says: places of atoms want all their digits."""
-    return torch.autocast(batch.lattice.device.type, enabled=False)
 
 
 def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:

@@ -25,7 +25,6 @@ from crystallm.properties.loader import PropertyLoader
 from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SPLITS, Rejected, SampleSet, write_split_file
 from crystallm.properties.tables import PropertyDataConfig, property_samples, sample_splits
-from crystallm.train.ahead import made_ahead
 from crystallm.train.distribution import start_processes
 from crystallm.train.trainer import TrainConfig, Trainer
 from crystallm.version import __version__
@@ -81,8 +80,8 @@ def train_predictor(config: PredictorRunConfig) -> str:
         )
         _say(config, model, samples, rejected, {"train": train, "val": val}, places)
     callbacks = [balance_callback(next(val.once()))] if len(model.encoders) > 1 else []
-    batches = made_ahead(train, processes.device)
-    trainer = Trainer(model, batches, val.once, config.train, config.out, processes, info, callbacks)
+    # Not made ahead: a frozen text encoder reads texts on its own device when batches are made.
+    trainer = Trainer(model, train, val.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
     if processes.is_first and reason != "sigterm":
         calibrate(Path(config.out), samples, val.indices)
