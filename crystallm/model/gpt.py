@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crystallm.model.attention import causal_attention
 from crystallm.model.batch import Batch, make_batch
 from crystallm.model.embedding import Table, TokenEmbedding
 from crystallm.model.tokens import LossKind, TokenSpec
@@ -99,19 +100,6 @@ class Attention(nn.Module):
         (q, k), v = qk.unbind(), v.squeeze(0)  # (B, H, T, D) each
         y = causal_attention(q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, T, D) each -> (B, H, T, D)"""
-    B, H, T, D = q.shape
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > 768:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # On a CPU the backward pass of the fused kernel is slow in bfloat16. There and back, on one thread: 190 sequences
-    # of 43 tokens 117 ms, as plain products 24; 16 of 500 tokens 199 and 109; 8 of 1000 tokens 247 and 312.
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    future = torch.full((T, T), -1e9, dtype=q.dtype).triu(1)
-    scores = torch.baddbmm(future.expand(B * H, T, T), q, k.transpose(1, 2), alpha=D**-0.5)
-    return torch.bmm(scores.softmax(dim=-1), v).view(B, H, T, D)
 
 
 class MLP(nn.Module):

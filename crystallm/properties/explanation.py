@@ -368,10 +368,9 @@ def _attention(case: _Case, sentences: Sequence[Sentence], notes: list[str]) -> 
     encoder = case.encoders["text"]
     assert isinstance(encoder, WordEncoder | FrozenEncoder), "a text encoder tells the characters of its tokens"
     first, second = case.encoders  # in the order in which the fusion takes them
-    weights = {
-        own: fusion.attend(k, case.encodings[own], case.encodings[other], weights=True)[1][0].double().cpu().numpy()
-        for k, (own, other) in enumerate(((first, second), (second, first)))
-    }  # (n_atoms, n_tokens), (n_tokens, n_atoms)
+    found = fusion.weights(case.encodings[first], case.encodings[second])
+    weights = {own: one[0].double().cpu().numpy() for own, one in zip((first, second), found, strict=True)}
+    # (n_atoms, n_tokens), (n_tokens, n_atoms)
     text = str(case.items["text"])
     spans = encoder.spans(text)
     words, word_of_token = _words(text, spans.starts, spans.ends)

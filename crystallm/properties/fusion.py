@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from crystallm.model.attention import masked_attention
 from crystallm.properties.encoding import Encoding
 
 FusionName = Literal["sum", "concat", "gated", "cross_attention"]
@@ -54,35 +55,49 @@ class Gated(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens of each attend to those of the other, then the means of both side by side.
-
-    `weights` of `attend` are what explanations show: which words an atom looks at, which atoms a word.
-    """
+    """Tokens of each attend to those of the other, then the means of both side by side."""
 
     def __init__(self, width: int, n_head: int = 4):
         super().__init__()
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.attention = nn.ModuleList(
-            [
-                nn.MultiheadAttention(width, n_head, batch_first=True),
-                nn.MultiheadAttention(width, n_head, batch_first=True),
-            ]
-        )
+        self.first_looks, self.second_looks = Look(width, n_head), Look(width, n_head)
         self.mix = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width))
 
     def forward(self, first: Encoding, second: Encoding) -> Tensor:
-        one, _ = self.attend(0, first, second)
-        other, _ = self.attend(1, second, first)
+        own, others = self.norms[0](first.tokens), self.norms[1](second.tokens)
+        one = Encoding(first.tokens + self.first_looks(own, others, second.mask), first.mask)
+        other = Encoding(second.tokens + self.second_looks(others, own, first.mask), second.mask)
         return self.mix(torch.cat([one.mean(), other.mean()], dim=1))
 
-    def attend(self, direction: int, own: Encoding, others: Encoding, weights: bool = False) -> tuple[Encoding, Tensor]:
-        """Tokens of `own` that looked at `others`, and the weights (B, n_own, n_others), empty unless asked for."""
-        queries, keys = self.norms[direction](own.tokens), self.norms[1 - direction](others.tokens)
-        found, shares = self.attention[direction](
-            queries, keys, keys, key_padding_mask=~others.mask, need_weights=weights
-        )
-        tokens = own.tokens + found
-        return Encoding(tokens, own.mask), tokens.new_zeros(0) if shares is None else shares
+    def weights(self, first: Encoding, second: Encoding) -> tuple[Tensor, Tensor]:
+        """Who looked at what, for explanations: (B, n_first, n_second), (B, n_second, n_first), means over heads."""
+        own, others = self.norms[0](first.tokens), self.norms[1](second.tokens)
+        return self.first_looks.weights(own, others, second.mask), self.second_looks.weights(others, own, first.mask)
+
+
+class Look(nn.Module):
+    """Attention of tokens (B, n, width) to those of another modality (B, m, width), whose mask is (B, m)."""
+
+    def __init__(self, width: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, own: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self._heads(own, others)
+        return self.out(masked_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def weights(self, own: Tensor, others: Tensor, mask: Tensor) -> Tensor:
+        q, k, _ = self._heads(own, others)
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (B, H, n, m)
+        return scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=-1).mean(dim=1)
+
+    def _heads(self, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, n, D), (B, H, m, D), (B, H, m, D)"""
+        shape = (self.n_head, own.shape[-1] // self.n_head)
+        k, v = self.key_value(others).unflatten(2, (2, *shape)).permute(2, 0, 3, 1, 4).unbind()
+        return self.query(own).unflatten(2, shape).transpose(1, 2), k, v
 
 
 FUSIONS: dict[str, type[nn.Module]] = {

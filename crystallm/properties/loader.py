@@ -19,8 +19,8 @@ from crystallm.properties.samples import SampleSet
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    batch_atoms: int = 1024  # atoms in a batch, about
-    batch_samples: int = 64  # samples in a batch, at most
+    batch_atoms: int = 640  # atoms in a batch, about
+    batch_samples: int = 32  # samples in a batch, at most
     max_atoms: int = 80  # larger crystals are left out of training
     pool: int = 4096  # samples that are sorted by their number of atoms: less padding
     augmentation: TextAugmentation = field(default_factory=TextAugmentation)

@@ -26,6 +26,7 @@ from crystallm.periodic.shells import Shells
 from crystallm.properties.encoding import Encoder, Encoding
 
 N_ANGULAR = 4  # radial functions that the harmonics are multiplied by
+MAX_LOGIT = 40.0  # exp of it and sums of such stay far within float32
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class StructureConfig:
     n_layer: int = 3
     n_head: int = 8
     n_radial: int = 16
-    cutoff_ang: float = 6.0
+    cutoff_ang: float = 5.0
     max_atoms: int = 500  # a crystal with more is refused
 
     def __post_init__(self) -> None:
@@ -98,6 +99,8 @@ class StructureEncoder(AtomsEncoder):
         with torch.autocast(part.lattice.device.type, enabled=False):  # places of atoms want all their digits
             edges = Neighbours(part.lattice, part.n_atoms, self.config.cutoff_ang).edges(part.frac_coords)
             around = Surroundings(edges, part.n_atoms, self.radial)
+        if torch.is_autocast_enabled(part.lattice.device.type):  # once, not in each layer
+            around.cast(torch.get_autocast_dtype(part.lattice.device.type))
         atoms = self.species(part.atomic_numbers)  # (N, C)
         for block in self.blocks:
             atoms = block(atoms, around)
@@ -128,16 +131,21 @@ class Surroundings(Places):
     def __init__(self, edges: Edges, n_atoms: Tensor, radial: Radial):
         super().__init__(n_atoms)
         shells = Shells(edges, len(self.slot))
-        self.shells, self.is_there = shells, shells.is_there  # (N, width)
+        self.shells = shells
         # Where the pair (i, j) of an edge stands among (B * most * most)
         most = self.shape[1]
         self.pair = self.slot[edges.target] * most + self.slot[edges.source] % most  # (E,)
         self.radial = radial(edges.length)  # (E, R)
         x = edges.length / radial.cutoff_ang
-        self.log_envelope = torch.log((1 - x * x).clamp(min=1e-6)) * 3  # (E,): (1 - x²)³
+        self.envelope = (1 - x * x).clamp(min=0)[:, None] ** 3  # (E, 1)
         angular = shells.harmonics.transpose(1, 2)[..., None] * shells.rows(self.radial)[:, :, None, :N_ANGULAR]
-        gathered = [shells.rows(self.radial), angular.flatten(2)]
-        self.gathered = torch.cat(gathered, dim=2)  # (N, width, R + 9 * N_ANGULAR)
+        ones = shells.is_there.to(angular.dtype)[:, :, None]
+        # (N, width, 1 + R + 9 * N_ANGULAR), 0 where there is no neighbour
+        self.gathered = torch.cat([ones, shells.rows(self.radial), angular.flatten(2)], dim=2)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """What products are taken of"""
+        self.radial, self.gathered = self.radial.to(dtype), self.gathered.to(dtype)
 
 
 class Block(nn.Module):
@@ -161,24 +169,16 @@ class Block(nn.Module):
         scale = q.shape[-1] ** -0.5
         alike = torch.einsum("bihd,bjhd->bijh", q * scale, k).reshape(-1, h)  # (B * most * most, H)
         logits = alike.index_select(0, around.pair) + self.distance(around.radial)  # (E, H)
-        logits = logits.float() + around.log_envelope[:, None]
-        weights = _softmax_with_nobody(around.shells.rows(logits), around.is_there)  # (N, width, H)
+        weights = logits.float().clamp(max=MAX_LOGIT).exp() * around.envelope  # (E, H), not yet divided by their sum
         # Values: the weights of all images of a pair together, then one product a crystal
-        of_edges = weights.flatten(0, 1).index_select(0, around.shells.place)  # (E, H)
-        of_pairs = of_edges.new_zeros(b * most * most, h).index_add(0, around.pair, of_edges)
+        of_pairs = weights.new_zeros(b * most * most, h).index_add(0, around.pair, weights)
         values = torch.einsum("bijh,bjhd->bihd", of_pairs.view(b, most, most, h).to(v.dtype), v)
-        gathered = torch.einsum("nwh,nwg->nhg", weights, around.gathered)  # (N, H, R + 9 * N_ANGULAR)
-        radial, angular = gathered.split([self.n_radial, 9 * N_ANGULAR], dim=2)
+        gathered = torch.einsum("nwh,nwg->nhg", around.shells.rows(weights), around.gathered)
+        sums, gathered = gathered[:, :, :1] + 1, gathered[:, :, 1:]  # and exp(0) for nobody
+        values = around.per_atom(values.flatten(2)).unflatten(1, (h, -1)) / sums
+        radial, angular = (gathered / sums).split([self.n_radial, 9 * N_ANGULAR], dim=2)
         angular = angular.unflatten(2, (9, N_ANGULAR))
         first, second = angular[:, :, 1:4].square().sum(2), angular[:, :, 4:].square().sum(2)  # (N, H, N_ANGULAR)
         invariant = torch.cat([radial, first, second], dim=2).flatten(1)
-        atoms = atoms + self.out(around.per_atom(values.flatten(2))) + self.gather(invariant)
+        atoms = atoms + self.out(values.flatten(1)) + self.gather(invariant)
         return atoms + self.mlp(self.norm_mlp(atoms))
-
-
-def _softmax_with_nobody(logits: Tensor, is_there: Tensor) -> Tensor:
-    """(N, width, H), (N, width) -> weights of the same shape; they add up to less than 1, nobody has the rest"""
-    logits = logits.masked_fill(~is_there[:, :, None], -torch.inf)
-    most = logits.amax(dim=1, keepdim=True).clamp(min=0)
-    exps = torch.exp(logits - most)
-    return exps / (exps.sum(dim=1, keepdim=True) + torch.exp(-most))

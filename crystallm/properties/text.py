@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crystallm.model.attention import masked_attention
 from crystallm.properties.description import Description
 from crystallm.properties.encoding import Encoder, Encoding
 from crystallm.space_groups import space_group, space_group_symbols
@@ -261,9 +262,8 @@ class WordEncoder(Encoder):
         x = self.embedding(part.ids) + self.position.weight[: part.ids.shape[1]]  # (B, T, C)
         numbers = (~part.values.isnan()).nonzero(as_tuple=True)
         x = x.index_put(numbers, self.number(self._features(part.values[numbers])).to(x.dtype), accumulate=True)
-        mask = part.mask[:, None, None, :]  # (B, 1, 1, T)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, part.mask)
         return Encoding(self.norm(x), part.mask)
 
     def _features(self, values: Tensor) -> Tensor:
@@ -288,10 +288,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, C), mask (B, 1, 1, T) of what may be looked at -> (B, T, C)"""
+        """x (B, T, C), mask (B, T) of what may be looked at -> (B, T, C)"""
         B, T, C = x.shape
         qkv = self.qkv(self.norm_1(x)).view(B, T, 3, self.n_head, self.head_width).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # (B, H, T, D) each
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = masked_attention(q, k, v, mask)
         x = x + F.dropout(self.out(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)

@@ -118,7 +118,7 @@ def config(fusion: str = "gated", structure: bool = True, text: bool = True) -> 
 @pytest.fixture(scope="module")
 def reader(samples: SampleSet) -> Predictor:
     """Has both modalities, and was taught what a sentence says."""
-    return trained(samples, config(), TOLD, 200, 5e-3)
+    return trained(samples, config(), TOLD, 260, 5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -359,12 +359,12 @@ def test_attention_is_the_softmax_that_the_fusion_takes(rutile: tuple[Crystal, S
         tokens = {name: encoding.tokens[0] for name, encoding in model.encode(batch).items()}
         normed = {name: fusion.norms[k](tokens[name]) for k, name in enumerate(("structure", "text"))}
         shares = {}
-        for k, (own_name, other) in enumerate((("structure", "text"), ("text", "structure"))):
-            layer = fusion.attention[k]
-            w_q, w_k, _ = layer.in_proj_weight.chunk(3)
-            b_q, b_k, _ = layer.in_proj_bias.chunk(3)
-            q = (normed[own_name] @ w_q.T + b_q).unflatten(1, (4, 8))
-            keys = (normed[other] @ w_k.T + b_k).unflatten(1, (4, 8))
+        for layer, own_name, other in (
+            (fusion.first_looks, "structure", "text"),
+            (fusion.second_looks, "text", "structure"),
+        ):
+            q = layer.query(normed[own_name]).unflatten(1, (4, 8))
+            keys = layer.key_value(normed[other])[:, :32].unflatten(1, (4, 8))
             heads = torch.einsum("ihd,jhd->hij", q, keys) / 8**0.5
             shares[own_name] = heads.softmax(dim=2).mean(dim=0).numpy()
     assert shares["structure"].shape == (6, len(spans.ids))
