@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from dataclasses import dataclass
 
 import moyopy
@@ -16,6 +17,7 @@ from crystallm.crystal import Crystal
 from crystallm.space_groups import SpaceGroup, space_group, wrap
 
 SYMPREC_ANG = 0.1
+os.environ.setdefault("SPGLIB_WARNING", "OFF")  # what its C code would print is returned or raised here
 
 
 class SymmetryError(ValueError):
