@@ -1,4 +1,5 @@
-"""Descriptions said otherwise, in part, or in another order: what training shows instead of one fixed text."""
+"""Descriptions said otherwise, in part, or in another order, and crystals a little distorted: what training shows
+instead of one fixed text and one fixed structure."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crystallm.crystal import Crystal
 from crystallm.properties.description import Description, Sentence
 from crystallm.properties.wordings import WORDINGS, word
 
@@ -51,3 +53,27 @@ def _reworded(sentence: Sentence, choice: float) -> Sentence:
         return sentence
     text = word(sentence.kind, sentence.facts, int(choice * len(WORDINGS[sentence.kind])))
     return Sentence(text, sentence.scope, sentence.kind, sentence.atoms, sentence.facts)
+
+
+@dataclass(frozen=True)
+class CrystalDistortion:
+    """What is done to each crystal, each time that it is read in training: its labels stay those of the relaxed one."""
+
+    strain: float = 0.0  # standard deviation of each of the six components
+    displacement_ang: float = 0.0  # standard deviation of each atom's displacement along each axis
+
+    def __post_init__(self) -> None:
+        for name in ("strain", "displacement_ang"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"distortion.{name} must not be negative, got {getattr(self, name)}")
+
+
+def distort(crystal: Crystal, settings: CrystalDistortion, rng: np.random.Generator) -> Crystal:
+    """The crystal strained and its atoms displaced; as it is where both settings are 0."""
+    if not settings.strain and not settings.displacement_ang:
+        return crystal
+    drawn = rng.normal(size=(3, 3)) * settings.strain
+    symmetric = np.triu(drawn) + np.triu(drawn, 1).T
+    displaced = rng.normal(size=crystal.frac_coords.shape) * settings.displacement_ang
+    lattice = crystal.lattice @ (np.eye(3) + symmetric)
+    return Crystal(lattice, crystal.frac_coords + displaced @ np.linalg.inv(lattice), crystal.atomic_numbers)

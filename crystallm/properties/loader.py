@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from crystallm.epochs import EpochLoader
-from crystallm.properties.augmentation import TextAugmentation, augment
+from crystallm.properties.augmentation import CrystalDistortion, TextAugmentation, augment, distort
 from crystallm.properties.description import Description
 from crystallm.properties.encoding import Encoder
 from crystallm.properties.predictor import PropertyBatch
@@ -24,6 +24,7 @@ class LoaderConfig:
     max_atoms: int = 80  # larger crystals are left out of training
     pool: int = 4096  # samples that are sorted by their number of atoms: less padding
     augmentation: TextAugmentation = field(default_factory=TextAugmentation)
+    distortion: CrystalDistortion = field(default_factory=CrystalDistortion)
 
     def __post_init__(self) -> None:
         for name in ("batch_atoms", "batch_samples", "max_atoms", "pool"):
@@ -40,33 +41,32 @@ class BatchMaker:
         self.labels = samples.labels(targets) if targets else np.zeros((len(samples), 0))  # (n, n_targets)
 
     def batch(
-        self, chosen: np.ndarray, augmentation: TextAugmentation | None = None, rng: np.random.Generator | None = None
+        self, chosen: np.ndarray, config: LoaderConfig | None = None, rng: np.random.Generator | None = None
     ) -> PropertyBatch:
-        """Texts are augmented where both are given, for training."""
+        """Texts are augmented and crystals distorted, as the config has it, where both are given: for training."""
         parts, present = {}, {}
         for name, encoder in self.encoders.items():
-            items = [self._item(encoder, int(index), augmentation, rng) for index in chosen]
+            items = [self._item(encoder, int(index), config, rng) for index in chosen]
             there = [item is not None for item in items]
             present[name] = torch.tensor(there)
             if any(there):
                 parts[name] = encoder.collate([item for item in items if item is not None])
         return PropertyBatch(parts, present, torch.from_numpy(self.labels[chosen]).float())
 
-    def _item(
-        self, encoder: Encoder, index: int, augmentation: TextAugmentation | None, rng: np.random.Generator | None
-    ) -> Any:
+    def _item(self, encoder: Encoder, index: int, config: LoaderConfig | None, rng: np.random.Generator | None) -> Any:
         """What an encoder reads of a sample, None where it has none of it"""
         if encoder.reads == "crystal":
-            return self.samples.crystal(index) if self.samples.n_atoms[index] else None
+            if not self.samples.n_atoms[index]:
+                return None
+            crystal = self.samples.crystal(index)
+            return crystal if config is None or rng is None else distort(crystal, config.distortion, rng)
         if encoder.reads == "canonical":
             return self.samples.canonical_texts[index] or None
         text = self.samples.descriptions[index]
         if not text:
             return None
         description = Description.from_json(text)
-        if augmentation is None or rng is None:
-            return str(description)
-        return str(augment(description, augmentation, rng))
+        return str(description if config is None or rng is None else augment(description, config.augmentation, rng))
 
 
 class Chosen(NamedTuple):
@@ -110,7 +110,7 @@ class PropertyLoader(EpochLoader):
         return Chosen(indices, (self.seed, self.epoch, number, 7))
 
     def make(self, chosen: Chosen) -> PropertyBatch:
-        return self.maker.batch(chosen.indices, self.config.augmentation, np.random.default_rng(chosen.seed))
+        return self.maker.batch(chosen.indices, self.config, np.random.default_rng(chosen.seed))
 
     def once(self) -> Iterator[PropertyBatch]:
         """Every sample once, its text as it is: this process's share."""

@@ -38,8 +38,11 @@ class StructureConfig:
     n_radial: int = 16
     cutoff_ang: float = 5.0
     max_atoms: int = 500  # a crystal with more is refused
+    dropout: float = 0.0  # of what each layer adds to its atoms
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"structure.dropout must be in [0, 1), got {self.dropout}")
         for name in ("width", "n_layer", "n_head", "n_radial", "cutoff_ang", "max_atoms"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"structure.{name} must be above 0, got {value}")
@@ -161,6 +164,7 @@ class Block(nn.Module):
         self.out = nn.Linear(c, c)
         self.norm_mlp = nn.LayerNorm(c)
         self.mlp = nn.Sequential(nn.Linear(c, 2 * c), nn.SiLU(), nn.Linear(2 * c, c))
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, atoms: Tensor, around: Surroundings) -> Tensor:
         """(N, C) -> (N, C)"""
@@ -180,5 +184,5 @@ class Block(nn.Module):
         angular = angular.unflatten(2, (9, N_ANGULAR))
         first, second = angular[:, :, 1:4].square().sum(2), angular[:, :, 4:].square().sum(2)  # (N, H, N_ANGULAR)
         invariant = torch.cat([radial, first, second], dim=2).flatten(1)
-        atoms = atoms + self.out(values.flatten(1)) + self.gather(invariant)
-        return atoms + self.mlp(self.norm_mlp(atoms))
+        atoms = atoms + self.dropout(self.out(values.flatten(1)) + self.gather(invariant))
+        return atoms + self.dropout(self.mlp(self.norm_mlp(atoms)))

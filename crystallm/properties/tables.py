@@ -36,6 +36,7 @@ class PropertyDataConfig:
     targets: dict[str, str] = field(default_factory=dict)  # column → property with its unit
     split: str = "random"  # random, formula (no formula in two splits), column (split_column), or a file of id,split
     split_column: str | None = None  # of the tables; values train, val, test
+    train_on_unlisted: bool = False  # rows that a file of id,split does not name: train on them, or leave them out
     split_seed: int = 0
     val_share: float = 0.1
     test_share: float = 0.1
@@ -97,7 +98,7 @@ def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:
         splits = split_at_random(keys, shares, data.split_seed)
     else:
         by_id = read_split_file(data.split if Path(data.split).exists() else resource_path(data.split))
-        splits = [by_id.get(name, "") for name in samples.ids]
+        splits = [by_id.get(name, "train" if data.train_on_unlisted else "") for name in samples.ids]
     found = np.array(splits, dtype="U5")
     if data.exclude:
         kept_out = _held_out_formulas(data.exclude)

@@ -1,4 +1,5 @@
-"""Augmented descriptions: the same facts, in other words; drawn as the settings say and from the generator alone."""
+"""Augmented descriptions: the same facts, in other words; crystals distorted by as much as was asked for. Both are
+drawn as the settings say and from the generator alone."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from crystallm.properties.augmentation import TextAugmentation, augment
+from crystallm.crystal import Crystal
+from crystallm.properties.augmentation import CrystalDistortion, TextAugmentation, augment, distort
 from crystallm.properties.description import Description, Sentence, describe
 from crystallm.properties.wordings import WORDINGS
 
@@ -73,3 +75,39 @@ def test_bad_settings():
         TextAugmentation(drop=1.0)
     with pytest.raises(ValueError, match="without a sentence"):
         augment(Description(()), NOTHING, np.random.default_rng(0))
+
+
+# ---------------------------------------------------------------- crystals
+
+
+def test_no_distortion_leaves_the_crystal_and_the_generator(crystal_of):
+    crystal, rng = crystal_of["olivine", "LiFePO4"], np.random.default_rng(0)
+    assert distort(crystal, CrystalDistortion(), rng) is crystal
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_distortions_are_of_the_size_that_was_asked_for(crystal_of):
+    crystal, rng = crystal_of["olivine", "LiFePO4"], np.random.default_rng(0)
+    drawn = [distort(crystal, CrystalDistortion(strain=0.01, displacement_ang=0.05), rng) for _ in range(200)]
+    strains = np.array([np.linalg.inv(crystal.lattice) @ one.lattice - np.eye(3) for one in drawn])
+    assert np.allclose(strains, strains.transpose(0, 2, 1))  # no rotation
+    assert strains[:, [0, 0, 1], [0, 1, 2]].std() == pytest.approx(0.01, rel=0.1)
+    fractional = np.array([one.frac_coords - crystal.frac_coords for one in drawn])
+    fractional -= fractional.round()
+    moved = np.einsum("nai,nij->naj", fractional, np.array([one.lattice for one in drawn]))
+    assert moved.std() == pytest.approx(0.05, rel=0.05)
+    assert all((one.atomic_numbers == crystal.atomic_numbers).all() for one in drawn)
+
+
+def test_the_same_generator_gives_the_same_distortion(crystal_of):
+    settings = CrystalDistortion(strain=0.01)
+    first, second = (distort(crystal_of["olivine", "LiFePO4"], settings, np.random.default_rng(3)) for _ in range(2))
+    assert isinstance(first, Crystal) and (first.lattice == second.lattice).all()
+    moved = first.frac_coords - crystal_of["olivine", "LiFePO4"].frac_coords
+    assert np.abs(moved - moved.round()).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["strain", "displacement_ang"])
+def test_negative_distortions_are_refused(name):
+    with pytest.raises(ValueError, match=f"distortion.{name} must not be negative, got -0.1"):
+        CrystalDistortion(**{name: -0.1})

@@ -12,13 +12,12 @@ import torch
 
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
-from crystallm.properties.augmentation import TextAugmentation
 from crystallm.properties.checkpoint import PredictorConfig, TextConfig, build_predictor
 from crystallm.properties.description import Description, Sentence, describe
 from crystallm.properties.encoding import Part
 from crystallm.properties.explanation import Explanation, ModalityValues, explain, find_sites
 from crystallm.properties.fusion import FUSIONS, CrossAttention
-from crystallm.properties.loader import BatchMaker
+from crystallm.properties.loader import BatchMaker, LoaderConfig
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.predictor import Branch, HeadConfig, Target
 from crystallm.properties.samples import SampleSet
@@ -102,7 +101,7 @@ def trained(samples: SampleSet, config: PredictorConfig, target: str, steps: int
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     rng = np.random.default_rng(0)
     for _ in range(steps):
-        loss = model.loss(maker.batch(rng.integers(0, N_TRAIN, 32), TextAugmentation(), rng))
+        loss = model.loss(maker.batch(rng.integers(0, N_TRAIN, 32), LoaderConfig(), rng))
         optimizer.zero_grad()
         (loss.total / loss.weight).backward()
         optimizer.step()
