@@ -23,6 +23,7 @@ class LoaderConfig:
     batch_samples: int = 32  # samples in a batch, at most
     max_atoms: int = 80  # larger crystals are left out of training
     pool: int = 4096  # samples that are sorted by their number of atoms: less padding
+    text_share: float = 1.0  # of the training batches; in the others samples that have a structure go without text
     augmentation: TextAugmentation = field(default_factory=TextAugmentation)
     distortion: CrystalDistortion = field(default_factory=CrystalDistortion)
 
@@ -30,6 +31,8 @@ class LoaderConfig:
         for name in ("batch_atoms", "batch_samples", "max_atoms", "pool"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.text_share <= 1:
+            raise ValueError(f"text_share must be in (0, 1], got {self.text_share}")
 
 
 class BatchMaker:
@@ -43,15 +46,23 @@ class BatchMaker:
     def batch(
         self, chosen: np.ndarray, config: LoaderConfig | None = None, rng: np.random.Generator | None = None
     ) -> PropertyBatch:
-        """Texts are augmented and crystals distorted, as the config has it, where both are given: for training."""
+        """As the config has it, where both are given, for training: texts augmented or left out, crystals distorted."""
         parts, present = {}, {}
+        texts = config is None or rng is None or config.text_share == 1 or rng.random() < config.text_share
         for name, encoder in self.encoders.items():
-            items = [self._item(encoder, int(index), config, rng) for index in chosen]
+            items = [
+                self._item(encoder, int(index), config, rng) if texts or self._is_read(name, index) else None
+                for index in chosen
+            ]
             there = [item is not None for item in items]
             present[name] = torch.tensor(there)
             if any(there):
                 parts[name] = encoder.collate([item for item in items if item is not None])
         return PropertyBatch(parts, present, torch.from_numpy(self.labels[chosen]).float())
+
+    def _is_read(self, modality: str, index: int) -> bool:
+        """In a batch without texts: a structure, and the text of what has no structure"""
+        return modality != "text" or "structure" not in self.encoders or not self.samples.n_atoms[index]
 
     def _item(self, encoder: Encoder, index: int, config: LoaderConfig | None, rng: np.random.Generator | None) -> Any:
         """What an encoder reads of a sample, None where it has none of it"""

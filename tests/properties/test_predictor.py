@@ -146,6 +146,13 @@ def test_held_out_formulas_are_not_trained_on(samples: SampleSet, tmp_path: Path
     assert (splits[formulas == samples.formulas[1]] == "train").any()
 
 
+def test_rows_that_a_split_file_does_not_name(samples: SampleSet, tmp_path: Path) -> None:
+    write_split_file(tmp_path / "split.csv.gz", {samples.ids[0]: "test", samples.ids[1]: "val"})
+    for trained_on, others in ((True, "train"), (False, "")):
+        data = PropertyDataConfig(split=str(tmp_path / "split.csv.gz"), train_on_unlisted=trained_on)
+        assert sample_splits(samples, data).tolist() == ["test", "val", *[others] * 38]
+
+
 # ---------------------------------------------------------------- model
 
 
@@ -223,6 +230,44 @@ def test_loader_repeats_and_goes_on_where_it_stood(samples: SampleSet) -> None:
     rest = [batch.targets for batch in resumed.take(7)]
     assert all(torch.equal(a, b) for a, b in zip(first, half + rest, strict=True))
     assert sum(len(batch.targets) for batch in loader().once()) == 40
+
+
+def test_a_share_of_the_batches_goes_without_texts(samples: SampleSet) -> None:
+    names = [target.name for target in TARGETS]
+    model = predictor()
+    encoders = model.encoders_by_modality()
+    loader = PropertyLoader(samples, np.arange(40), encoders, names, LoaderConfig(batch_samples=4, text_share=0.4))
+    batches = list(loader.take(100))
+    with_texts = [batch for batch in batches if "text" in batch.parts]
+    assert 25 <= len(with_texts) <= 55
+    assert all(batch.present["text"].all() for batch in with_texts)
+    without = next(batch for batch in batches if "text" not in batch.parts)
+    assert without.present["structure"].all() and not without.present["text"].any()
+    loss = model.loss(without)
+    loss.total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in encoders["text"].parameters())
+    assert any(p.grad is not None and p.grad.any() for p in encoders["structure"].parameters())
+    assert all("text" in batch.parts for batch in loader.once()), "whole, where nothing is trained"
+
+
+def test_a_sample_without_structure_keeps_its_text(samples: SampleSet) -> None:
+    atoms = np.arange(samples.starts[1], samples.starts[-1])
+    bare = replace(
+        samples,
+        n_atoms=np.where(np.arange(40) == 0, 0, samples.n_atoms),
+        frac_coords=samples.frac_coords[atoms],
+        atomic_numbers=samples.atomic_numbers[atoms],
+    )
+    maker = BatchMaker(bare, predictor().encoders_by_modality())
+    drawn = [maker.batch(np.arange(3), LoaderConfig(text_share=0.01), np.random.default_rng(k)) for k in range(5)]
+    assert all(batch.present["text"].tolist() == [True, False, False] for batch in drawn)
+    assert all(batch.present["structure"].tolist() == [False, True, True] for batch in drawn)
+
+
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_of_texts_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"text_share must be in \(0, 1\], got {share}"):
+        LoaderConfig(text_share=share)
 
 
 def test_samples_without_any_label_are_refused(samples: SampleSet) -> None:
