@@ -30,6 +30,7 @@ from crystallm.refine.checkpoint import is_refiner, load_refiner
 from crystallm.refine.diffusion import Sampler
 from crystallm.sample.generate import GenerateConfig, Generator, pick_device
 from crystallm.sample.prompts import Mode
+from crystallm.sample.scorers import Scorer
 from crystallm.sample.selection import SELECTIONS
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class _Run:
         self.sampler = make_sampler(config)
         self.select = self.sampler.default_select if config.select is None else config.select
         self.config = config = replace(config, select=self.select)
+        self.scorers = {way: scorer for way in self.select if (scorer := Scorer.of_selection(way))}
         source = (config.dataset, config.split, config.data, config.where, config.limit, config.workers)
         self.references, self.rows = load_references(*source)
         model_hash = self.sampler.model_hash
@@ -231,7 +233,15 @@ class _Run:
         num = self.config.num
         names = [f"{self.references[row].id}/{k:03d}" for row in drawn.asked for k in range(num)]
         records = [replace(record, id=name) for record, name in zip(drawn.records, names, strict=True)]
-        self.folder.write_samples(chunk, records, about)
+        score_cpu_s = {}
+        for way, scorer in self.scorers.items():
+            cpu = time.process_time()
+            records = [
+                old if new.rejected_by != old.rejected_by else new  # what has no score takes part all the same
+                for old, new in zip(records, scorer.apply(records)[0], strict=True)
+            ]
+            score_cpu_s[way] = time.process_time() - cpu
+        self.folder.write_samples(chunk, records, {**about, "score_cpu_s": score_cpu_s})
 
     # ------------------------------------------------------------ polymorphs
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
+from crystallm.sample.selection import SELECTIONS
 
 Function = Callable[[list[CIFRecord]], Sequence[float]]
 
@@ -31,6 +32,12 @@ class Scorer:
     def selection(self) -> str:
         """For selection.select."""
         return self.name if self.higher_is_better else f"min:{self.name}"
+
+    @classmethod
+    def of_selection(cls, by: str) -> Scorer | None:
+        """What `selection.select(records, by)` wants the records to be scored by; None: nothing."""
+        needed = SELECTIONS[by].scorer if by in SELECTIONS else None
+        return None if needed is None else find_scorer(needed)
 
     def apply(self, records: Sequence[CIFRecord]) -> tuple[list[CIFRecord], list[float | None]]:
         """The records with their score, and values of which the higher are better: None for the invalid.

@@ -5,6 +5,7 @@
 
 best_of_n         draw `num`, answer with the likeliest
 self_consistency  draw `num`, answer from the largest cluster of matching ones
+energy_votes      the same, each sample's vote weighed by its predicted formation energy
 formula_units     draw `num` for each number of formula units in the primitive cell, up to `max_formula_units`
 space_groups      draw `num` for each of the `groups` space groups that the model finds likeliest for the formula
 beam              the `width` likeliest ways to choose formula units, space group and Wyckoff letters (beam.py)
@@ -13,6 +14,7 @@ mcts              tree search of `num` rollouts, led by a scorer (mcts.py)
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import secrets
@@ -31,7 +33,7 @@ from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.mcts import MCTSConfig, Policy, mcts
 from crystallm.sample.prefixes import NextToken, choice_slots, replay
 from crystallm.sample.prompts import Prompt
-from crystallm.sample.scorers import find_scorer
+from crystallm.sample.scorers import Scorer, find_scorer
 from crystallm.sample.selection import PolymorphRow, polymorphs, select
 
 if TYPE_CHECKING:
@@ -126,14 +128,17 @@ def search_from(
     if kind.needs_canonical and (generator.form.best_constraints, config.constraints or "full") != ("full", "full"):
         raise ValueError(f"search={settings.name} needs a model of canonical text and constraints=full")
     results = []
+    scorer_of = functools.cache(Scorer.of_selection)
     found = kind.run(generator, prompts, config, settings)
     for number, (one, prompt) in enumerate(zip(found, prompts, strict=True)):
         by = settings.select or one.best or kind.select
-        answer = select(one.records, by)
+        scorer = scorer_of(by)
+        drawn = one.records if scorer is None else scorer.apply(one.records)[0]
+        answer = select(drawn, by)
         cost = {"structures": one.n_structures, "tokens": one.n_tokens}
         name = f"{number:04d}-" if len(prompts) > 1 else ""
         records = []
-        for k, record in enumerate(one.records):
+        for k, record in enumerate(drawn):
             stated = {**settings.settings, **record.provenance.get("search", {})}
             stated |= {"selected_by": by, "cost": cost, "answer": k == answer}
             provenance = {**record.provenance, "search": stated}
@@ -333,6 +338,7 @@ def _mcts(
 SEARCHES: dict[str, _Search] = {
     "best_of_n": _Search(_draw, "likelihood"),
     "self_consistency": _Search(_draw, "self_consistency"),
+    "energy_votes": _Search(_draw, "energy_votes"),
     "formula_units": _Search(_by_formula_units, "weighted_self_consistency", ("max_formula_units",), True),
     "space_groups": _Search(_by_space_group, "weighted_self_consistency", ("groups",), True),
     "beam": _Search(_beam, "beam_score_nats", ("width", "branch"), True),

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Volumes are scaled in both.
 Tolerance = Literal["benchmark", "distinct"]
 
+ENERGY = "predicted_formation_energy_ev_per_atom"  # a score of records
+ENERGY_WIDTH_EV = 0.3  # by which the votes of higher energies fall to 1/e; chosen on MP-20's validation rows
+
 
 @functools.cache
 def _matcher() -> StructureMatcher:
@@ -153,23 +156,42 @@ def importance(records: Sequence[CIFRecord]) -> np.ndarray:
     return weights * (len(records) / weights.sum())
 
 
+def boltzmann(records: Sequence[CIFRecord]) -> np.ndarray:
+    """(n,) exp(-E / 0.3 eV) of the predicted formation energies an atom, the lowest counting 1.
+
+    A sample that the predictor could not read has no vote; ValueError where that is true of all.
+    """
+    energies = np.array([record.scores.get(ENERGY, np.nan) for record in records])
+    if np.isnan(energies).all():
+        raise ValueError(f"{records[0].id} has no score {ENERGY!r}; it has {', '.join(records[0].scores)}")
+    return np.nan_to_num(np.exp(-(energies - np.nanmin(energies)) / ENERGY_WIDTH_EV))
+
+
+@dataclass(frozen=True)
+class Selection:
+    choose: Callable[[Sequence[CIFRecord]], int]  # index among valid records
+    scorer: str | None = None  # for scorers.find_scorer: what the records are to be scored by before
+
+
 # likelihood: log p of the text after the prompt, under the grammar softmax. Masks are left out of it on purpose: among
 #   crystals that obey them, p ranks as the model conditioned on them would. It favours crystals with few free numbers.
 # likelihood_per_token: the lowest perplexity, as CrystaLLM-pi ranks.
 # self_consistency: the likeliest member of the largest cluster (at the benchmark's tolerance): its size estimates the
 #   probability of the whole basin, whatever the number of digits that describe it.
 # weighted_self_consistency: the same with importance weights, as stratified searches need.
-SELECTIONS: dict[str, Callable[[Sequence[CIFRecord]], int]] = {
-    "first": _first,
-    "likelihood": functools.partial(_by_score, name="log_likelihood_nats"),
-    "likelihood_per_token": functools.partial(_by_score, name="log_likelihood_per_token"),
-    "self_consistency": functools.partial(by_cluster, weigh=votes),
-    "weighted_self_consistency": functools.partial(by_cluster, weigh=importance),
+# energy_votes: the same with votes that count exp(-E / 0.3 eV), E the predicted formation energy an atom.
+SELECTIONS: dict[str, Selection] = {
+    "first": Selection(_first),
+    "likelihood": Selection(functools.partial(_by_score, name="log_likelihood_nats")),
+    "likelihood_per_token": Selection(functools.partial(_by_score, name="log_likelihood_per_token")),
+    "self_consistency": Selection(functools.partial(by_cluster, weigh=votes)),
+    "weighted_self_consistency": Selection(functools.partial(by_cluster, weigh=importance)),
+    "energy_votes": Selection(functools.partial(by_cluster, weigh=boltzmann), scorer="formation_energy"),
 }
 
 
 def _chooser(by: str) -> Callable[[Sequence[CIFRecord]], int]:
-    return SELECTIONS.get(by) or functools.partial(_by_score, name=by)
+    return SELECTIONS[by].choose if by in SELECTIONS else functools.partial(_by_score, name=by)
 
 
 def text_of(record: CIFRecord) -> str:

@@ -125,6 +125,22 @@ def test_filters_and_selection(unbroken: tuple[Path, dict[str, Any]]) -> None:
     assert f"| self_consistency of {NUM} |" in text and "ceiling of a filtered match rate: 100.0 %" in text
 
 
+def test_an_answer_by_predicted_energies_names_what_predicting_cost(
+    table: Path, unbroken: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    results = benchmark_csp(config_of(table, tmp_path / "run", select=("self_consistency", "energy_votes")))
+    scores = results["scores"]["unfiltered"]
+    plain, weighed = scores[f"self_consistency of {NUM}"], scores[f"energy_votes of {NUM}"]
+    assert plain == unbroken[1]["scores"]["unfiltered"][f"self_consistency of {NUM}"]
+    assert weighed["n_targets"] == 8
+    seconds = results["seconds_per_structure"]
+    assert seconds["select_energy_votes_cpu"] > seconds["select_self_consistency_cpu"] > 0
+    for records in samples_of(tmp_path / "run").values():
+        assert all(
+            math.isfinite(r.scores["predicted_formation_energy_ev_per_atom"]) for r in records if not r.rejected_by
+        )
+
+
 class Killed(BaseException):
     pass
 

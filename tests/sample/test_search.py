@@ -49,7 +49,9 @@ def units(result: SearchResult) -> list[AsymmetricUnit]:
     return [AsymmetricUnit.from_text(record.text) for record in result.records if record.rejected_by is None]
 
 
-@pytest.mark.parametrize("name", ["best_of_n", "self_consistency", "formula_units", "space_groups", "beam", "mcts"])
+@pytest.mark.parametrize(
+    "name", ["best_of_n", "self_consistency", "energy_votes", "formula_units", "space_groups", "beam", "mcts"]
+)
 def test_every_search(name: str, generator: Generator) -> None:
     """Numbered records, one of them the answer; provenance and cost; the same again with the same seed."""
     result = search(generator, name, "KMgF3" if name == "mcts" else "NaCl", 5 if name == "mcts" else 2)
@@ -75,6 +77,19 @@ def test_best_of_n_is_the_likeliest_of_the_same_draws(generator: Generator) -> N
     valid = [record for record in best.records if record.rejected_by is None]
     likeliest = max(valid, key=lambda record: record.scores["log_likelihood_nats"])
     assert best.answer is not None and best.records[best.answer].id == likeliest.id
+
+
+def test_votes_by_energy_are_of_the_same_draws_and_keep_the_energies(generator: Generator) -> None:
+    weighed, consistent = search(generator, "energy_votes"), search(generator, "self_consistency")
+    assert [record.text for record in weighed.records] == [record.text for record in consistent.records]
+    for record in weighed.records:
+        assert ("predicted_formation_energy_ev_per_atom" in record.scores) == (record.rejected_by is None)
+
+
+def test_other_searches_can_be_answered_by_energies(generator: Generator) -> None:
+    result = search(generator, "formula_units", num=2, select="energy_votes")
+    assert result.selected_by == "energy_votes" and result.answer is not None
+    assert "predicted_formation_energy_ev_per_atom" in result.records[result.answer].scores
 
 
 def test_strata_of_formula_units(generator: Generator) -> None:

@@ -58,6 +58,15 @@ def record(name: str, text: str, nats: float, log_mass: float = 0.0, rejected_by
     return CIFRecord(name, cif, text=text, scores=scores, rejected_by=rejected_by)
 
 
+def with_energies(samples: list[CIFRecord], **energies: float) -> list[CIFRecord]:
+    """With predicted energies by the first part of the id, eV/atom; without one where none is named."""
+    name, found = "predicted_formation_energy_ev_per_atom", []
+    for sample in samples:
+        energy = energies.get(sample.id.partition("-")[0])
+        found.append(sample if energy is None else replace(sample, scores=sample.scores | {name: energy}))
+    return found
+
+
 # Rock salt three times, caesium chloride twice, layers once, the last the likeliest.
 SAMPLES = [
     record("rejected", rock_salt(5.7), -1.0, rejected_by="distance"),
@@ -142,9 +151,31 @@ def test_select(by: str, answer: str) -> None:
 
 
 def test_select_does_not_depend_on_the_order() -> None:
+    given = with_energies(SAMPLES, salt=-2.0, caesium=-1.9, layers=-1.5, rejected=-3.0)
     for by in set(SELECTIONS) - {"first"}:
-        for samples in (SAMPLES[::-1], SAMPLES[3:] + SAMPLES[:3]):
-            assert samples[select(samples, by)].id == SAMPLES[select(SAMPLES, by)].id  # type: ignore[index]
+        for samples in (given[::-1], given[3:] + given[:3]):
+            assert samples[select(samples, by)].id == given[select(given, by)].id  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("energies", "answer"),
+    [
+        ({"salt": -2.0, "caesium": -2.0, "layers": -2.0}, "salt-2"),  # plain votes: three, two, one
+        ({"salt": -1.9, "caesium": -2.0, "layers": -1.5}, "salt-2"),  # 3 exp(-1/3) = 2.15 against 2
+        ({"salt": -1.8, "caesium": -2.0, "layers": -1.5}, "caesium-1"),  # 3 exp(-2/3) = 1.54 against 2
+        ({"salt": -2.0, "caesium": -2.3, "layers": -2.8}, "layers"),  # 0.21, 0.38, 1
+        ({"caesium": -2.0, "layers": -2.0, "rejected": -9.0}, "caesium-1"),  # no energy, no vote
+    ],
+)
+def test_votes_weighed_by_energies(energies: dict[str, float], answer: str) -> None:
+    samples = with_energies(SAMPLES, **energies)
+    index = select(samples, "energy_votes")
+    assert index is not None and samples[index].id == answer
+
+
+def test_votes_by_energies_want_energies() -> None:
+    with pytest.raises(ValueError, match=r"no score 'predicted_formation_energy_ev_per_atom'; it has log_likelihood"):
+        select(SAMPLES, "energy_votes")
 
 
 def test_nothing_valid_and_unknown_names() -> None:
