@@ -100,7 +100,7 @@ class Predictor:
         means, scales = (value.double().cpu().numpy() for value in self.model.scaling())
         values = values * scales + means
         for column, target in enumerate(self.targets):
-            if target.startswith(NON_NEGATIVE):
+            if any(name in target for name in NON_NEGATIVE):
                 values[:, column] = values[:, column].clip(min=0)
         return Predictions(self.targets, values, errors * scales, branches)
 

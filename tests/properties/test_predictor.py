@@ -191,6 +191,12 @@ def test_a_missing_modality_is_the_single_branch(samples: SampleSet) -> None:
         found.predict(samples, without=["structure", "text"])
 
 
+def test_gaps_are_not_negative_whatever_their_source(samples: SampleSet) -> None:
+    targets = [Target("mp20_band_gap_ev", mean=-5.0), Target("heat_ev_per_atom", mean=-5.0)]
+    found = Predictor(build_predictor(PredictorConfig(SMALL, None, HeadConfig(width=16)), targets)).predict(samples)
+    assert (found.values[:, 0] == 0).all() and (found.values[:, 1] < 0).all()
+
+
 def test_missing_labels_teach_nothing(samples: SampleSet) -> None:
     model = predictor()
     maker = BatchMaker(samples, model.encoders_by_modality(), [t.name for t in TARGETS])
