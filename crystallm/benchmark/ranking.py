@@ -8,6 +8,7 @@ the refined samples; the match rate is that of the samples as drawn all the same
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.sample.refined import load
-from crystallm.sample.selection import by_cluster
+from crystallm.sample.selection import boltzmann, by_cluster
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,11 @@ class Way:
 
     width: float | None = None
 
-    def choose(self, records: Sequence[CIFRecord], values: np.ndarray) -> int:
-        """Among valid records (n,) of one target"""
+    def choose(self, records: Sequence[CIFRecord], score: str) -> int:
+        """Among the valid records of one target"""
         if self.width is None:
-            return int(np.argmin(values))
-        weights = np.exp(-(values - values.min()) / self.width)
-        return by_cluster(records, lambda _: weights)
+            return int(np.argmin([record.scores[score] for record in records]))
+        return by_cluster(records, functools.partial(boltzmann, score=score, width=self.width))
 
 
 def compare_rankings(config: RankingConfig) -> dict[str, Any]:
@@ -76,9 +76,8 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
                 rms[way].append(one.rms[place] if place >= 0 else np.nan)
             valid = [k for k, reason in enumerate(one.rejected_by) if not reason and f"{one.id}/{k:03d}" in by_id]
             own = [by_id[f"{one.id}/{k:03d}"] for k in valid]
-            values = np.array([record.scores[name] for record in own])
             for title, how in ways.items():
-                rms[title].append(one.rms[valid[how.choose(own, values)]] if own else np.nan)
+                rms[title].append(one.rms[valid[how.choose(own, name)]] if own else np.nan)
         chunk += 1
     if not chunk:
         raise FileNotFoundError(f"{run}: no judged samples; wanted a folder of bin/benchmark_csp.py")

@@ -156,15 +156,15 @@ def importance(records: Sequence[CIFRecord]) -> np.ndarray:
     return weights * (len(records) / weights.sum())
 
 
-def boltzmann(records: Sequence[CIFRecord]) -> np.ndarray:
-    """(n,) exp(-E / 0.3 eV) of the predicted formation energies an atom, the lowest counting 1.
+def boltzmann(records: Sequence[CIFRecord], score: str = ENERGY, width: float = ENERGY_WIDTH_EV) -> np.ndarray:
+    """(n,) exp(-value / width) of a score, in its unit; the lowest value counts 1.
 
     A sample that the predictor could not read has no vote; ValueError where that is true of all.
     """
-    energies = np.array([record.scores.get(ENERGY, np.nan) for record in records])
-    if np.isnan(energies).all():
-        raise ValueError(f"{records[0].id} has no score {ENERGY!r}; it has {', '.join(records[0].scores)}")
-    return np.nan_to_num(np.exp(-(energies - np.nanmin(energies)) / ENERGY_WIDTH_EV))
+    values = np.array([record.scores.get(score, np.nan) for record in records])
+    if np.isnan(values).all():
+        raise ValueError(f"{records[0].id} has no score {score!r}; it has {', '.join(records[0].scores)}")
+    return np.nan_to_num(np.exp(-(values - np.nanmin(values)) / width))
 
 
 @dataclass(frozen=True)
