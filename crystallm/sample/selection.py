@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -220,6 +221,7 @@ class PolymorphRow:
     density_g_per_cm3: float
     volume_per_atom_ang3: float
     id: str
+    formation_energy_ev_per_atom: float = math.nan  # predicted; nan: not asked for
 
 
 def polymorphs(records: Sequence[CIFRecord], weighted: bool = True) -> list[PolymorphRow]:
@@ -253,6 +255,7 @@ def _row(record: CIFRecord, n: int, n_valid: int, weight: float) -> PolymorphRow
         density_g_per_cm3=crystal.density_g_per_cm3,
         volume_per_atom_ang3=crystal.volume_ang3 / crystal.n_atoms,
         id=record.id,
+        formation_energy_ev_per_atom=record.scores.get(ENERGY, math.nan),
     )
 
 
@@ -266,19 +269,24 @@ HEADINGS = {
     "log_likelihood_nats": "log p nats",
     "density_g_per_cm3": "g/cm³",
     "volume_per_atom_ang3": "Å³/atom",
+    "formation_energy_ev_per_atom": "eV/atom",  # where energies were predicted
     "id": "likeliest",
 }
 
 
 def polymorph_table(rows: Sequence[PolymorphRow], limit: int = 20) -> str:
     """Text for a terminal, a line for each of the first `limit`."""
-    cells = [tuple(HEADINGS.values()), *(_cells(row) for row in rows[:limit])]
+    names = list(HEADINGS)
+    if all(math.isnan(row.formation_energy_ev_per_atom) for row in rows):
+        names.remove("formation_energy_ev_per_atom")
+    cells = [[HEADINGS[name] for name in names]]
+    cells += [[cell for name, cell in zip(HEADINGS, _cells(row), strict=True) if name in names] for row in rows[:limit]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = ("formula", "space_group", "id")
     lines = [
         "  ".join(
             cell.ljust(width) if name in left else cell.rjust(width)
-            for name, cell, width in zip(HEADINGS, line, widths, strict=True)
+            for name, cell, width in zip(names, line, widths, strict=True)
         ).rstrip()
         for line in cells
     ]
@@ -298,6 +306,7 @@ def _cells(row: PolymorphRow) -> tuple[str, ...]:
         f"{row.log_likelihood_nats:.1f}",
         f"{row.density_g_per_cm3:.2f}",
         f"{row.volume_per_atom_ang3:.1f}",
+        f"{row.formation_energy_ev_per_atom:.3f}",
         row.id,
     )
 

@@ -196,6 +196,9 @@ def test_polymorphs(tmp_path: Path) -> None:
     assert salt.density_g_per_cm3 == pytest.approx(4 * (22.990 + 35.453) / 0.602214 / 5.8**3, rel=1e-4)
     assert sum(row.weighted_share for row in rows.values()) == pytest.approx(1)
 
+    assert "eV/atom" not in polymorph_table(list(rows.values()))
+    predicted = polymorph_table(polymorphs(with_energies(SAMPLES, salt=-2.125, layers=-1.5)))
+    assert "eV/atom" in predicted and "-2.125  salt-2" in predicted and "nan  caesium-1" in predicted
     table = polymorph_table(list(rows.values()), limit=2)
     assert "Fm-3m (225)" in table and table.endswith("… and 1 more")
     write_polymorphs(tmp_path / "rows.csv", [("Na Cl", list(rows.values()))])
