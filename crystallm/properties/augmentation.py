@@ -65,7 +65,7 @@ class CrystalDistortion:
     def __post_init__(self) -> None:
         for name in ("strain", "displacement_ang"):
             if getattr(self, name) < 0:
-                raise ValueError(f"distortion.{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def distort(crystal: Crystal, settings: CrystalDistortion, rng: np.random.Generator) -> Crystal:

@@ -42,12 +42,12 @@ class StructureConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"structure.dropout must be in [0, 1), got {self.dropout}")
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for name in ("width", "n_layer", "n_head", "n_radial", "cutoff_ang", "max_atoms"):
             if (value := getattr(self, name)) <= 0:
-                raise ValueError(f"structure.{name} must be above 0, got {value}")
+                raise ValueError(f"{name} must be above 0, got {value}")
         if self.width % self.n_head:
-            raise ValueError(f"structure.width must be divisible by n_head (={self.n_head}), got {self.width}")
+            raise ValueError(f"width must be divisible by n_head (={self.n_head}), got {self.width}")
 
 
 @dataclass(frozen=True, eq=False)
