@@ -110,7 +110,7 @@ def test_gradients_are_finite_where_nobody_is_near(encoder: Encoder) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="divisible by n_head"):
         StructureConfig(width=30, n_head=4)
-    with pytest.raises(ValueError, match="^cutoff_ang must be above 0"):
+    with pytest.raises(ValueError, match=r"^cutoff_ang must be above 0"):
         StructureConfig(cutoff_ang=0.0)
     with pytest.raises(ValueError, match=r"^dropout must be in \[0, 1\), got 1.0"):
         StructureConfig(dropout=1.0)
@@ -118,7 +118,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 def test_dropout_is_for_training_alone(crystal_of) -> None:
     torch.manual_seed(0)
-    encoder = StructureEncoder(StructureConfig(width=32, n_head=2, n_layer=1, dropout=0.5))
+    encoder = make_structure_encoder(StructureConfig(width=32, n_head=2, n_layer=1, dropout=0.5))
     part = encoder.collate([crystal_of["olivine", "LiFePO4"]])
     encoder.eval()
     assert torch.equal(encoder(part).tokens, encoder(part).tokens)
