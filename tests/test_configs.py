@@ -38,6 +38,6 @@ def test_a_config_is_read(path: Path) -> None:
 
 def test_another_key_would_be_noticed(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
-    path.write_text("out: runs/x\ndata: {paht: data/x}\n")
-    with pytest.raises(ConfigError, match="paht"):
+    path.write_text("out: runs/x\ndata: {where: data/x}\n")
+    with pytest.raises(ConfigError, match="where"):
         read([str(path)])
