@@ -145,6 +145,8 @@ class _Run:
         model_hash = self.sampler.model_hash
         rows_hash = digest([[one.id, hashlib.sha256(one.cif.encode()).hexdigest()] for one in self.references])
         identity = {"settings": config.identity, "model_hash": model_hash, "rows_sha256": rows_hash}
+        if self.scorers:  # another predictor selects otherwise: another run
+            identity["scorers"] = {way: scorer.model_hash for way, scorer in self.scorers.items()}
         self.commit = git_state()
         self.test_run: TestRun | None = None
         if config.split == "test":

@@ -155,7 +155,7 @@ def _seconds(samples: Samples, abouts: Sequence[dict[str, Any]], cross: dict[str
     }
     for k, way in enumerate(samples.select):
         selecting = sum(one.select_cpu_s[k] for one in judged if one.select_cpu_s)
-        seconds[f"select_{way}_cpu"] = selecting + sum(about["score_cpu_s"].get(way, 0.0) for about in abouts)
+        seconds[f"select_{way}_cpu"] = selecting + sum(about.get("score_cpu_s", {}).get(way, 0.0) for about in abouts)
     return {name: value / n_drawn for name, value in seconds.items()}
 
 

@@ -27,6 +27,7 @@ class Scorer:
     name: str  # of the score in a record
     function: Function
     higher_is_better: bool = True
+    model_hash: str | None = None  # of the predictor behind it, if there is one
 
     @property
     def selection(self) -> str:
@@ -121,7 +122,7 @@ def property_scorer(name: str, predictor: str | None = None) -> Scorer:
         scored = model.score(records)
         return [record.scores.get(score_name(target), math.nan) for record in scored]
 
-    return Scorer(score_name(target), values, higher_is_better="energy" not in target)
+    return Scorer(score_name(target), values, "energy" not in target, model.info.get("model_hash"))
 
 
 def _imported(spec: str) -> Function:

@@ -28,6 +28,7 @@ from crystallm.cif import parse_cif
 from crystallm.model.checkpoint import model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.properties.prediction import Predictor
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.prompts import PromptError
 from tokenizer import CIFTokenizer
@@ -133,6 +134,9 @@ def test_an_answer_by_predicted_energies_names_what_predicting_cost(
     plain, weighed = scores[f"self_consistency of {NUM}"], scores[f"energy_votes of {NUM}"]
     assert plain == unbroken[1]["scores"]["unfiltered"][f"self_consistency of {NUM}"]
     assert weighed["n_targets"] == 8
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert identity["scorers"] == {"energy_votes": Predictor.load().info["model_hash"]}
+    assert "scorers" not in json.loads((unbroken[0] / "config.json").read_text())
     seconds = results["seconds_per_structure"]
     assert seconds["select_energy_votes_cpu"] > seconds["select_self_consistency_cpu"] > 0
     for records in samples_of(tmp_path / "run").values():
