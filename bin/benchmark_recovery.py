@@ -19,9 +19,11 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=int, default=20, help="structures of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corrector-steps", type=int, default=5, help="of the sampler predictor_corrector")
+    parser.add_argument("--candidates", type=int, default=0, help="as in bin/diffuse.py: the cell may be a supercell")
     given = parser.parse_args()
     try:
         model, _ = load_refiner(given.model)
     except (ValueError, FileNotFoundError) as err:
         parser.error(str(err))
-    print(run(model, given.cells, given.num, given.seed, given.corrector_steps))
+    settings = {"corrector_steps": given.corrector_steps, "candidates": given.candidates}
+    print(run(model, given.cells, num=given.num, seed=given.seed, **settings))

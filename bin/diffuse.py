@@ -31,6 +31,12 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="left out: all of the model's schedule")
     parser.add_argument("--sampler", choices=get_args(Sampler), default="ancestral")
     parser.add_argument("--corrector-steps", type=int, default=1, help="at each step of predictor_corrector")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=0,
+        help="the cell may be a supercell: for each structure draw so many with translations within it, keep the best",
+    )
     parser.add_argument("--seed", type=int, help="same seed, same crystals; left out: a fresh one, printed and stored")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
     source = parser.add_mutually_exclusive_group()
@@ -45,7 +51,7 @@ if __name__ == "__main__":
         species = None if is_drawn else read_species(given.species, given.formula, given.formula_units)
         cell = given.cell and tuple(given.cell)
         sampling = (given.steps, given.sampler, given.corrector_steps, given.seed)
-        config = DiffuseConfig(species, cell, given.num, *sampling, given.rules)
+        config = DiffuseConfig(species, cell, given.num, *sampling, given.candidates, given.rules)
         if given.train:
             training = load_config(RefinerRunConfig, given.train)
             train_refiner(training)

@@ -2,9 +2,10 @@
 
     run_ablation(load_config(AblationConfig, ["config/ablations.yaml"]))
 
-Every row trains for the same CPU time, with each seed, and answers the same compositions; token losses are printed and
-do not decide. Training and benchmark are the commands that users run, each in a process of its own, so a row is what
-its arguments say. A stopped run goes on where it stopped; a row that fails is named with its error and the rest go on.
+Every row trains for the same CPU time, or as many steps, with each seed, and answers the same compositions; token
+losses are printed and do not decide. Training and benchmark are the commands that users run, each in a process of its
+own, so a row is what its arguments say. A stopped run goes on where it stopped; a row that fails is named with its
+error and the rest go on.
 """
 
 from __future__ import annotations
@@ -35,17 +36,20 @@ class Row:
 @dataclass(frozen=True)
 class AblationConfig:
     out: str
-    minutes: float  # of CPU time for each training
     train: tuple[str, ...]  # arguments of bin/train.py for all rows
     benchmark: tuple[str, ...]  # arguments of the judging benchmark for all rows
     judge: Literal["csp", "properties"] = "csp"  # bin/benchmark_csp.py or bin/benchmark_properties.py
     rows: dict[str, Row] = field(default_factory=dict)  # the first is what the others are compared with
     seeds: tuple[int, ...] = (0, 1)
     only: tuple[str, ...] = ()  # rows to run; none named: all
+    minutes: float | None = None  # of CPU time for each training
+    steps: int | None = None  # or steps
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError("no rows: nothing to compare")
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError(f"either minutes or steps end a training, got minutes={self.minutes}, steps={self.steps}")
         named = (*self.only, *(row.same_model_as for row in self.rows.values() if row.same_model_as))
         if unknown := [name for name in named if name not in self.rows]:
             raise ValueError(f"no row {unknown[0]!r}; there are {', '.join(self.rows)}")
@@ -73,8 +77,9 @@ def _run_one(config: AblationConfig, name: str, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     trained = config.rows[row.same_model_as] if row.same_model_as else row
     if not (model / "done").exists():
-        clock = [f"train.max_minutes={config.minutes}", "train.max_steps=none", "train.clock=cpu", "train.threads=1"]
-        arguments = [*config.train, *clock, *trained.train, f"train.seed={seed}", f"out={model}"]
+        minutes, steps = ("none" if end is None else end for end in (config.minutes, config.steps))
+        end = [f"train.max_minutes={minutes}", f"train.max_steps={steps}", "train.clock=cpu", "train.threads=1"]
+        arguments = [*config.train, *end, *trained.train, f"train.seed={seed}", f"out={model}"]
         if error := _command("bin/train.py", arguments, model.parent / "train.log"):
             return {"error": error}
         (model / "done").touch()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from crystallm.geometry import coordination_numbers
 from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
-from crystallm.refine.tutorial import PROTOTYPES, Prototype, supercell
+from crystallm.refine.supercells import supercell
+from crystallm.refine.tutorial import PROTOTYPES, Prototype
 from crystallm.sample.diffused import DiffuseConfig, Diffused, diffuse
 
 # Å: 3 % above the prototypes' own; variants may be strained by 5 %, but to other lengths
@@ -34,12 +36,19 @@ def recover(
     seed: int = 0,
     sampler: Sampler = "predictor_corrector",
     corrector_steps: int = 5,
+    candidates: int = 0,
 ) -> Recovery:
-    """Draw the prototype's element in `cells`³ of its conventional cells."""
+    """Draw the prototype's element in `cells`³ of its conventional cells; settings as in sample.diffused."""
     a = LATTICE_ANG[prototype.name]
     wanted = supercell(prototype.crystal(lattice_ang=a), (cells, cells, cells))
     config = DiffuseConfig(
-        tuple(wanted.symbols), (cells * a,), num, sampler=sampler, corrector_steps=corrector_steps, seed=seed
+        tuple(wanted.symbols),
+        (cells * a,),
+        num,
+        sampler=sampler,
+        corrector_steps=corrector_steps,
+        candidates=candidates,
+        seed=seed,
     )
     drawn = list(diffuse(model, config))
     right = np.array([share_right(one, prototype) for one in drawn])
@@ -63,7 +72,6 @@ def recovery_table(rows: list[Recovery]) -> str:
     return "\n".join(lines)
 
 
-def run(model: CrystalDiffusionModel, cells: list[int], num: int, seed: int, corrector_steps: int) -> str:
-    sampler: Sampler = "predictor_corrector"
-    rows = [recover(model, one, n, num, seed, sampler, corrector_steps) for n in cells for one in PROTOTYPES]
-    return recovery_table(rows)
+def run(model: CrystalDiffusionModel, cells: list[int], **settings: Any) -> str:
+    """The table; settings as in `recover`."""
+    return recovery_table([recover(model, one, n, **settings) for n in cells for one in PROTOTYPES])

@@ -12,9 +12,9 @@ from crystallm.benchmark.judge import Judged
 from crystallm.cif_write import write_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
+from crystallm.refine.batch import at_once
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.diffusion import Sampler as Denoising
-from crystallm.sample.diffused import ATOMS_AT_ONCE
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.prompts import Prompt, PromptError, benchmark_prompt
 
@@ -138,11 +138,12 @@ class DiffusionSampler:
         about = {"generator": "diffusion", "model_hash": self.model_hash, "seed": seed, "sampler": self.sampler}
         about["num_steps"] = self.num_steps or self.model.config.timesteps
         records: list[CIFRecord] = []
-        for first, part in _batches(species):
+        for places in at_once(map(len, species)):
+            part = [species[place] for place in places]
             drawn = self.model.sample(
-                len(part), None, part, num_steps=self.num_steps, sampler=self.sampler, seed=seed + first
+                len(part), None, part, num_steps=self.num_steps, sampler=self.sampler, seed=seed + places.start
             )
-            for index, crystal in enumerate(drawn, start=first):
+            for index, crystal in zip(places, drawn, strict=True):
                 provenance = about | {"index": index}
                 records.append(CIFRecord(f"gen-{index:06d}", write_cif(crystal, provenance), provenance=provenance))
         return Drawn(records, list(crystals), {})
@@ -150,16 +151,3 @@ class DiffusionSampler:
     def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]:
         """A diffusion model gives none."""
         return {}
-
-
-def _batches(species: list[list[int]]) -> list[tuple[int, list[list[int]]]]:
-    """(place of the first, species) of as many crystals each as fit into ATOMS_AT_ONCE."""
-    batches: list[tuple[int, list[list[int]]]] = []
-    n_atoms = 0
-    for place, one in enumerate(species):
-        if not batches or n_atoms + len(one) > ATOMS_AT_ONCE:
-            batches.append((place, []))
-            n_atoms = 0
-        batches[-1][1].append(one)
-        n_atoms += len(one)
-    return batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from crystallm.crystal import Crystal
 from crystallm.refine.orbits import Orbits, free_orbits
+
+ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,18 @@ def pack(crystals: Sequence[Crystal], orbits: Sequence[Orbits]) -> PackedCrystal
         n_rotations=np.array([len(one.rotations) for one in orbits]),
         rotations=joined([one.rotations for one in orbits]),
     )
+
+
+def at_once(n_atoms: Iterable[int], most: int | None = None) -> Iterator[range]:
+    """Places of crystals of `n_atoms`, in order: as many as have `most` (ATOMS_AT_ONCE) atoms together, or one."""
+    start, end, total = 0, 0, 0
+    for end, n in enumerate(n_atoms):
+        if end > start and total + n > (most or ATOMS_AT_ONCE):
+            yield range(start, end)
+            start, total = end, 0
+        total += n
+    if total:
+        yield range(start, end + 1)
 
 
 def _ranges(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crystallm.crystal import Crystal
+from crystallm.crystal import Crystal, Floats
 from crystallm.periodic.neighbours import Neighbours
-from crystallm.refine.batch import CrystalBatch, make_batch
+from crystallm.refine.batch import CrystalBatch, at_once, make_batch
 from crystallm.refine.compositions import Lattices, Species, TrainingCells, start_crystals
 from crystallm.refine.denoiser import Denoiser, Noise
 from crystallm.refine.orbits import Orbits
@@ -28,6 +28,7 @@ from crystallm.refine.schedule import SIGMA_MAX_ANG, SIGMA_MIN_ANG, ScheduleName
 Sampler = Literal["ddim", "ancestral", "predictor_corrector"]
 Keep = Callable[[CrystalBatch, float], None]  # called with what there is at a noise level, and the level in Å
 STRAIN_PER_ANG = 0.1  # a cell edge of 10 Å changes as much as an atom moves
+JUDGING_SIGMAS_ANG = (0.1, 0.2, 0.4)  # noise that hides a crystal little, and a glass much
 CORRECTOR_SNR = 0.16  # of the Langevin step; Song et al. 2021, appendix G
 
 
@@ -245,6 +246,37 @@ class CrystalDiffusionModel(nn.Module):
         places = np.linspace(len(self.schedule.sigma_ang) - 1, 0, min(steps, len(self.schedule.sigma_ang)))
         sigmas = self.schedule.sigma_ang[np.rint(places).astype(int)].tolist()
         return self.denoise(batch, sigmas, free_cell, sampler, generator, keep, corrector_steps).crystals()
+
+    @torch.no_grad()
+    def noise_errors(
+        self,
+        crystals: Sequence[Crystal],
+        sigmas_ang: Sequence[float] = JUDGING_SIGMAS_ANG,
+        draws: int = 2,
+        seed: int = 0,
+    ) -> Floats:
+        """(n,) how badly the network tells which noise was added to each crystal: the mean squared error, noise of 1.
+
+        Near 0 for a crystal as it knows them, about 1 where it can tell nothing. Crystals of as many atoms get the same
+        noise, so structures of one composition compare; weighed by the widths, such errors bound the negative
+        log-likelihood (Ho et al. 2020, section 3.4). The atoms' noise alone: one atom in a cell has none, and 0.
+        """
+        self.eval()
+        device = next(self.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        most = max(one.n_atoms for one in crystals)
+        unit = torch.randn(draws, len(sigmas_ang), most, 3, generator=generator)
+        errors = np.zeros(len(crystals))
+        for places in at_once(one.n_atoms for one in crystals):
+            clean = make_batch([crystals[place] for place in places]).to(device)
+            near, given = self.neighbours(clean), torch.zeros(clean.n_crystals, dtype=torch.bool, device=device)
+            for drawn in unit:
+                for sigma, noise in zip(sigmas_ang, drawn, strict=True):
+                    cart = clean.centred(torch.cat([noise[:n] for n in clean.n_atoms.tolist()]).to(device))
+                    found = self._noise(clean.moved(sigma * cart), sigma, given, near).cart
+                    error = clean.mean((found - cart).square()).mean(dim=1)
+                    errors[places.start : places.stop] += error.double().cpu().numpy()
+        return errors / (draws * len(sigmas_ang))
 
 
 def draw_noise(batch: CrystalBatch, generator: torch.Generator | None = None) -> Noise:

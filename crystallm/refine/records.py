@@ -14,11 +14,11 @@ from crystallm.cif import CIFError, parse_cif
 from crystallm.cif_write import write_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
+from crystallm.refine.batch import at_once
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.units import UnitCrystal
 
 RECORDS_AT_ONCE = 2048  # read and sorted by size
-ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,8 @@ def _unit(record: CIFRecord) -> UnitCrystal | None:
 def _batches(units: Sequence[UnitCrystal]) -> Iterator[list[int]]:
     """Places of crystals with like numbers of neighbours."""
     order = sorted(range(len(units)), key=lambda k: units[k].crystal.n_atoms / units[k].crystal.volume_ang3)
-    chosen: list[int] = []
-    n_atoms = 0
-    for k in order:
-        if chosen and n_atoms + units[k].crystal.n_atoms > ATOMS_AT_ONCE:
-            yield chosen
-            chosen, n_atoms = [], 0
-        chosen.append(k)
-        n_atoms += units[k].crystal.n_atoms
-    if chosen:
-        yield chosen
+    for places in at_once(units[k].crystal.n_atoms for k in order):
+        yield [order[place] for place in places]
 
 
 def _refined(record: CIFRecord, unit: AsymmetricUnit, moved_ang: float, about: dict[str, Any]) -> CIFRecord:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystallm.crystal import Crystal, Floats
+from crystallm.refine.supercells import supercell
 from tokenizer.elements import ATOMIC_NUMBERS
 
 FCC = ((0.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0))
@@ -84,13 +85,6 @@ def strained(crystal: Crystal, rng: np.random.Generator) -> Crystal:
 def displaced(crystal: Crystal, rng: np.random.Generator) -> Crystal:
     shift = rng.normal(0, DISPLACEMENT_ANG, (crystal.n_atoms, 3)) @ np.linalg.inv(crystal.lattice)
     return Crystal(crystal.lattice, crystal.frac_coords + shift, crystal.atomic_numbers)
-
-
-def supercell(crystal: Crystal, times: tuple[int, int, int]) -> Crystal:
-    """`times` cells along a, b and c."""
-    cells = np.array([(i, j, k) for i in range(times[0]) for j in range(times[1]) for k in range(times[2])])
-    frac = (crystal.frac_coords[None] + cells[:, None]).reshape(-1, 3) / np.array(times)
-    return Crystal(np.array(times)[:, None] * crystal.lattice, frac, np.tile(crystal.atomic_numbers, len(cells)))
 
 
 def training_crystals(config: TutorialConfig) -> list[Crystal]:

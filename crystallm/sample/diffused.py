@@ -19,16 +19,17 @@ from crystallm.cif_write import write_cif
 from crystallm.crystal import Crystal, Ints, lattice_from_parameters
 from crystallm.geometry import coordination_numbers, distance_violations, shortest_distance
 from crystallm.records import CIFRecord, write_records
+from crystallm.refine.batch import ATOMS_AT_ONCE
 from crystallm.refine.compositions import MAX_KEPT, TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
 from crystallm.refine.loader import packed_crystals
+from crystallm.refine.supercells import sample_supercells
 from crystallm.sample.formulas import PromptError, parse_formula
 from crystallm.train.loader import TokenShards
 from crystallm.version import __version__
 from tokenizer import CIFTokenizer
 from tokenizer.elements import ATOMIC_NUMBERS
 
-ATOMS_AT_ONCE = 640  # in one batch; more is slower on a CPU, whose cache they leave
 NAME = "generated_structure"
 MAX_SHOWN = 50  # verdicts printed
 
@@ -44,6 +45,7 @@ class DiffuseConfig:
     sampler: Sampler = "ancestral"
     corrector_steps: int = 1  # of predictor_corrector at each step; more are a slower annealing
     seed: int | None = None  # None: a fresh one
+    candidates: int = 0  # for each structure, in a cell that may be a supercell; the best is kept. 0: the cell as it is
     rules: str = "default"  # checks: default | crystallm | cdvae
 
     def __post_init__(self) -> None:
@@ -60,6 +62,10 @@ class DiffuseConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.corrector_steps < 1:
             raise ValueError(f"corrector_steps must be at least 1, got {self.corrector_steps}")
+        if self.candidates < 0:
+            raise ValueError(f"candidates must be at least 0, got {self.candidates}")
+        if self.candidates and (self.species is None or self.cell is None):
+            raise ValueError("candidates of a supercell are drawn for a species and a cell that are given")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(get_args(Sampler))}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -129,15 +135,14 @@ def diffuse(
     settings = _settings(model, config)
     about = {"generator": "diffusion", "model_hash": (info or {}).get("model_hash", ""), "crystallm": __version__}
     for first in range(0, config.num, at_once):
-        drawn = model.sample(
-            min(at_once, config.num - first),
-            config.lattice,
-            config.species,
-            num_steps=config.num_steps,
-            sampler=config.sampler,
-            corrector_steps=config.corrector_steps,
-            seed=(seed + first) % 2**63,  # the first batch alone is drawn by the seed itself
-        )
+        number, lattice, species = min(at_once, config.num - first), config.lattice, config.species
+        sampling: dict[str, Any] = {"num_steps": config.num_steps, "sampler": config.sampler}
+        sampling["corrector_steps"] = config.corrector_steps
+        sampling["seed"] = (seed + first) % 2**63  # the first batch alone is drawn by the seed itself
+        if config.candidates and lattice is not None and species is not None:
+            drawn = sample_supercells(model, number, lattice, species, config.candidates, **sampling)
+        else:
+            drawn = model.sample(number, lattice, species, **sampling)
         records = []
         for index, crystal in enumerate(drawn, start=first):
             provenance = about | {"seed": seed, "index": index, "settings": settings}

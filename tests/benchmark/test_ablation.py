@@ -69,7 +69,8 @@ def test_each_row_trains_once_and_a_finished_one_is_not_repeated(tmp_path: Path,
     table = run_ablation(config)
     trained = [arguments for script, arguments in calls if script == "bin/train.py"]
     assert len(trained) == 2  # base and odd: hot takes base's model
-    assert {"data.path=x", "train.clock=cpu", "train.seed=3", f"out={tmp_path}/base/3/model"} <= set(trained[0])
+    assert {"data.path=x", "train.max_minutes=1.0", "train.max_steps=none", "train.clock=cpu"} <= set(trained[0])
+    assert {"train.seed=3", f"out={tmp_path}/base/3/model"} <= set(trained[0])
     assert "| base | 20.0 | 90.0 | 90.0 | 50.0 | 7 |" in table
     assert "| hot | 30.0 (+10.0) | 90.0 (+0.0) | 90.0 (+0.0) | 50.0 | 7 |" in table
     assert "| odd | bin/train.py ended with 1: dropout must be in [0, 1), got 2.0 " in table
@@ -87,5 +88,8 @@ def test_a_failing_command_is_answered_with_its_last_line(tmp_path: Path):
 def test_the_config_in_the_repository_is_read():
     config = load_config(AblationConfig, [str(resource_path("config/ablations.yaml")), "minutes=3", "seeds=5"])
     assert (config.minutes, config.seeds) == (3.0, (5,)) and next(iter(config.rows)) == "base"
+    assert load_config(AblationConfig, [str(resource_path("config/missing_modality.yaml"))]).steps == 800
+    with pytest.raises(ConfigError, match=r"either minutes or steps end a training, got minutes=3\.0, steps=5"):
+        load_config(AblationConfig, [str(resource_path("config/ablations.yaml")), "minutes=3", "steps=5"])
     with pytest.raises((ConfigError, ValueError), match="no row 'bass'"):
         load_config(AblationConfig, [str(resource_path("config/ablations.yaml")), "only=bass"])

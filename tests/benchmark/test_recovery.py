@@ -6,7 +6,8 @@ import pytest
 from crystallm.benchmark.recovery import recover, recovery_table
 from crystallm.crystal import Crystal
 from crystallm.refine.diffusion import CrystalDiffusionModel
-from crystallm.refine.tutorial import PROTOTYPES, supercell
+from crystallm.refine.supercells import supercell
+from crystallm.refine.tutorial import PROTOTYPES
 
 
 class Half(CrystalDiffusionModel):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from crystallm.benchmark.csp import CSPConfig, benchmark_csp, make_sampler
-from crystallm.benchmark.samplers import ATOMS_AT_ONCE, DiffusionSampler, _batches
+from crystallm.benchmark.samplers import DiffusionSampler
 from crystallm.config import to_dict
 from crystallm.crystal import Crystal
 from crystallm.records import read_records
@@ -73,23 +73,15 @@ def test_what_is_right_matches(table: Path, checkpoint: Path, tmp_path: Path, mo
 def test_the_model_is_told_sorted_species_alone(checkpoint: Path, table: Path, tmp_path: Path, monkeypatch):
     sampler = make_sampler(config_of(table, tmp_path, checkpoint))
     assert isinstance(sampler, DiffusionSampler) and sampler.default_select == ()
+    rutile = Crystal(np.eye(3) * 4, np.random.default_rng(0).random((6, 3)), np.array([22, 8, 8, 8, 22, 8]))
     asked = []
     monkeypatch.setattr(
         CrystalDiffusionModel,
         "sample",
-        lambda self, n, lattice, species, **_: asked.append((n, lattice, species)) or [],
+        lambda self, n, lattice, species, **_: asked.append((n, lattice, species)) or [rutile] * n,
     )
-    rutile = Crystal(np.eye(3) * 4, np.random.default_rng(0).random((6, 3)), np.array([22, 8, 8, 8, 22, 8]))
     sampler.draw({3: rutile}, seed=0)
     assert asked == [(NUM, None, [[8, 8, 8, 8, 22, 22]] * NUM)]
-
-
-def test_batches_hold_every_crystal_once():
-    sizes = [5, 300, 300, 40, 700, 1, 1]
-    batches = _batches([[6] * n for n in sizes])
-    assert [len(one) for _, part in batches for one in part] == sizes
-    assert [first for first, _ in batches] == [0, 3, 4, 5]
-    assert all(len(part) == 1 or sum(map(len, part)) <= ATOMS_AT_ONCE for _, part in batches)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crystallm.crystal import Crystal
-from crystallm.refine.batch import make_batch
+from crystallm.refine.batch import at_once, make_batch
 from crystallm.refine.diffusion import CrystalDiffusionModel, add_noise, draw_noise
 from crystallm.train.optimizer import make_optimizers
 
@@ -181,3 +181,25 @@ def test_muon_takes_the_matrices_of_the_layers(model: CrystalDiffusionModel):
     assert taken == wanted and len(wanted) == 2 * 5
     others = sum(len(group["params"]) for group in adamw.param_groups)
     assert others + len(taken) == len(list(model.parameters()))
+
+
+def test_batches_hold_every_crystal_once(monkeypatch: pytest.MonkeyPatch):
+    sizes = [5, 300, 300, 40, 700, 1, 1]
+    assert [list(places) for places in at_once(sizes)] == [[0, 1, 2], [3], [4], [5, 6]]
+    assert list(at_once([])) == [] and next(at_once(sizes, most=10)) == range(1)
+
+
+def test_errors_of_noise_are_those_of_each_crystal_alone(ignorant: CrystalDiffusionModel, model, monkeypatch):
+    cube = Crystal(CUBE, np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([55, 17]))
+    alone = Crystal(CUBE, np.zeros((1, 3)), np.array([13]))
+    crystals = [ROCK_SALT, cube, alone, ROCK_SALT]
+    errors = model.noise_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3)
+    assert errors[0] == pytest.approx(errors[3], rel=1e-5) and errors[2] == 0
+    for crystal, error in zip(crystals, errors, strict=True):
+        # of one that is alone the first atoms' noise is drawn as in company only if the largest is there
+        together = model.noise_errors([crystal, ROCK_SALT], sigmas_ang=(0.1, 0.4), draws=3)
+        assert together[0] == pytest.approx(error, rel=1e-5)
+    # An ignorant answer's error is the noise's own square, less a shift of the whole
+    assert ignorant.noise_errors([ROCK_SALT], draws=200)[0] == pytest.approx(7 / 8, rel=0.05)
+    monkeypatch.setattr("crystallm.refine.batch.ATOMS_AT_ONCE", 8)
+    assert model.noise_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3) == pytest.approx(errors, rel=1e-5)

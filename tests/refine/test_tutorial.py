@@ -17,10 +17,10 @@ from crystallm.geometry import coordination_numbers
 from crystallm.interop import to_structure
 from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.loader import CrystalDataConfig, CrystalLoader, packed_freely
+from crystallm.refine.supercells import supercell
 from crystallm.refine.tutorial import (
     PROTOTYPES,
     TutorialConfig,
-    supercell,
     training_crystals,
     tutorial_structures,
     validation_crystals,

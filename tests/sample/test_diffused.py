@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_large_batches_are_cut_and_still_repeat(ignorant: CrystalDiffusionModel,
     assert one[0].crystal.cell[5] == pytest.approx(120)
 
 
+def test_candidates_of_a_supercell_are_drawn_and_told(ignorant: CrystalDiffusionModel):
+    config = DiffuseConfig(("Na", "Cl") * 4, (8.0,), num=3, num_steps=2, seed=0, candidates=2)
+    one, two = (list(diffuse(ignorant, config)) for _ in range(2))
+    assert all(r.settings["candidates"] == 2 and r.crystal.n_atoms == 8 for r in one)
+    assert [r.record.cif for r in one] == [r.record.cif for r in two]
+    plain = list(diffuse(ignorant, replace(config, candidates=0)))
+    assert all((a.crystal.frac_coords != b.crystal.frac_coords).any() for a, b in zip(one, plain, strict=True))
+
+
 def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = run(Knowing(), {}, DiffuseConfig(("Al",) * 4, (4.05,), 3, seed=1))
@@ -175,6 +185,8 @@ def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, mo
         ({"corrector_steps": 0}, "corrector_steps must be at least 1"),
         ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"seed": -1}, "seed must be"),
+        ({"candidates": -1, "cell": (4.0,)}, "candidates must be at least 0, got -1"),
+        ({"candidates": 2}, "for a species and a cell that are given"),
     ],
 )
 def test_bad_requests(arguments: dict, message: str):
