@@ -19,7 +19,7 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=int, default=20, help="structures of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corrector-steps", type=int, default=5, help="of the sampler predictor_corrector")
-    parser.add_argument("--candidates", type=int, default=0, help="as in bin/diffuse.py: the cell may be a supercell")
+    parser.add_argument("--candidates", type=int, default=8, help="as in bin/diffuse.py; 0: the cell as it is")
     given = parser.parse_args()
     try:
         model, _ = load_refiner(given.model)

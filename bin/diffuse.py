@@ -34,8 +34,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--candidates",
         type=int,
-        default=0,
-        help="the cell may be a supercell: for each structure draw so many with translations within it, keep the best",
+        help="drawn for each structure, with translations within a given cell; the best known is kept. "
+        "0: one, in the cell as it is. Left out: 8 in a given cell, else 0",
     )
     parser.add_argument("--seed", type=int, help="same seed, same crystals; left out: a fresh one, printed and stored")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")

@@ -11,7 +11,7 @@ from crystallm.geometry import coordination_numbers
 from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
 from crystallm.refine.supercells import supercell
 from crystallm.refine.tutorial import PROTOTYPES, Prototype
-from crystallm.sample.diffused import DiffuseConfig, Diffused, diffuse
+from crystallm.sample.diffused import CANDIDATES, DiffuseConfig, Diffused, diffuse
 
 # Å: 3 % above the prototypes' own; variants may be strained by 5 %, but to other lengths
 LATTICE_ANG = {"fcc": 4.18, "bcc": 2.95, "diamond": 3.66}
@@ -36,7 +36,7 @@ def recover(
     seed: int = 0,
     sampler: Sampler = "predictor_corrector",
     corrector_steps: int = 5,
-    candidates: int = 0,
+    candidates: int = CANDIDATES,
 ) -> Recovery:
     """Draw the prototype's element in `cells`³ of its conventional cells; settings as in sample.diffused."""
     a = LATTICE_ANG[prototype.name]

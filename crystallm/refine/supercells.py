@@ -1,29 +1,13 @@
-"""Cells that may be supercells: structures from noise that repeats within the cell, and of several the best known.
-
-Atoms at random places in a large cell freeze in a glass, where those of a small one find their crystal. But crystals
-repeat, and a network that sees neighbourhoods keeps a repeated noise repeated. So the translations within a cell are
-drawn along with the noise: a smaller lattice that holds the given one, in which as many atoms fewer are placed.
-"""
+"""Supercells, and cells taken apart: the smaller lattices that hold a given one, and how likely each is a crystal's."""
 
 from __future__ import annotations
-
-import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from crystallm.crystal import Crystal, Floats, Ints
 from crystallm.geometry import reduce_lattice, shortest_distances
-from crystallm.refine.batch import at_once
-from crystallm.refine.compositions import Element, atomic_number
 
-if TYPE_CHECKING:
-    from crystallm.refine.diffusion import CrystalDiffusionModel
-
-MAX_INDEX = 64  # smaller cells in the given one; there are 10,795 ways of 64
 COMPACT = 0.85  # a smaller lattice is drawn if its shortest vector is so near to the longest that its index allows
 METRIC_TOLERANCE = 1e-3  # of squared lengths, for the rotations of a lattice
 
@@ -51,8 +35,8 @@ def hermite_forms(index: int) -> Ints:
     lattice with cell = form @ smaller cell (Hart and Forcade 2008, section II).
     """
     forms = []
-    for a in _divisors(index):
-        for b in _divisors(index // a):
+    for a in divisors(index):
+        for b in divisors(index // a):
             c = index // (a * b)
             forms += [[[a, 0, 0], [x, b, 0], [y, z, c]] for x in range(b) for y in range(c) for z in range(c)]
     return np.array(forms, dtype=np.int64)
@@ -104,49 +88,5 @@ def _shortest_vectors_ang(lattice: Floats, forms: Ints) -> Floats:
     return shortest
 
 
-def sample_supercells(
-    model: CrystalDiffusionModel,
-    batch_size: int,
-    lattice: ArrayLike,
-    species: Sequence[Element],
-    candidates: int,
-    seed: int,
-    **settings: Any,
-) -> list[Crystal]:
-    """As `model.sample` with a lattice (3, 3) and the species of one crystal; of `candidates` each, the best known.
-
-    A candidate is drawn in a cell 1 / m as large, m a divisor of the atoms' numbers of all elements, drawn in proportion
-    to itself and at most MAX_INDEX, and repeated; for m = 1 this is `model.sample`. Best known is that whose noise the network tells best
-    (`model.noise_errors`). `settings` are those of `model.sample`. Raises ValueError as that does.
-    """
-    if candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates}")
-    lattice = np.asarray(lattice, dtype=np.float64)
-    if not len(species):
-        raise ValueError(f"species says which atoms there are, got {species!r}")
-    counts = Counter(atomic_number(atom) for atom in species)
-    indices = [m for m in _divisors(math.gcd(*counts.values())) if m <= MAX_INDEX]
-    known = {m: divisions(lattice, m) for m in indices}
-    rng = np.random.default_rng([seed, len(species)])
-    drawn = []
-    effort = np.array(indices) / sum(indices)  # as many atoms are placed for each index, in all
-    for m in rng.choice(indices, batch_size * candidates, p=effort).tolist():
-        matrices, weights = known[m]
-        drawn.append(matrices[rng.choice(len(matrices), p=weights)])
-    found: list[Crystal] = []
-    divided = [round(abs(float(np.linalg.det(matrix)))) for matrix in drawn]
-    for places in at_once(len(species) // m for m in divided):
-        chunk = drawn[places.start : places.stop]
-        cells = np.array([np.linalg.solve(matrix, lattice) for matrix in chunk])
-        atoms = [[z for z, n in counts.items() for _ in range(n // divided[place])] for place in places]
-        small = model.sample(len(chunk), cells, atoms, seed=(seed + places.start) % 2**63, **settings)
-        found += [supercell(crystal, matrix) for crystal, matrix in zip(small, chunk, strict=True)]
-    found = [Crystal(lattice, one.frac_coords, one.atomic_numbers) for one in found]  # to the last digit
-    if candidates == 1:
-        return found
-    errors = model.noise_errors(found).reshape(batch_size, candidates)
-    return [found[k * candidates + int(best)] for k, best in enumerate(errors.argmin(axis=1))]
-
-
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     return [k for k in range(1, number + 1) if number % k == 0]

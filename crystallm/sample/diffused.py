@@ -20,16 +20,17 @@ from crystallm.crystal import Crystal, Ints, lattice_from_parameters
 from crystallm.geometry import coordination_numbers, distance_violations, shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.refine.batch import ATOMS_AT_ONCE
+from crystallm.refine.candidates import sample_best
 from crystallm.refine.compositions import MAX_KEPT, TrainingCells
 from crystallm.refine.diffusion import CrystalDiffusionModel, Sampler
 from crystallm.refine.loader import packed_crystals
-from crystallm.refine.supercells import sample_supercells
 from crystallm.sample.formulas import PromptError, parse_formula
 from crystallm.train.loader import TokenShards
 from crystallm.version import __version__
 from tokenizer import CIFTokenizer
 from tokenizer.elements import ATOMIC_NUMBERS
 
+CANDIDATES = 8  # in a given cell: most are drawn in smaller ones, so they take 4 to 5 times as long as one
 NAME = "generated_structure"
 MAX_SHOWN = 50  # verdicts printed
 
@@ -45,7 +46,9 @@ class DiffuseConfig:
     sampler: Sampler = "ancestral"
     corrector_steps: int = 1  # of predictor_corrector at each step; more are a slower annealing
     seed: int | None = None  # None: a fresh one
-    candidates: int = 0  # for each structure, in a cell that may be a supercell; the best is kept. 0: the cell as it is
+    # Structures drawn for each, in a given cell with translations within it, of which the best known is kept; 0: one,
+    # in the cell as it is. None: CANDIDATES where species and a cell are given, else 0.
+    candidates: int | None = None
     rules: str = "default"  # checks: default | crystallm | cdvae
 
     def __post_init__(self) -> None:
@@ -62,10 +65,10 @@ class DiffuseConfig:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if self.corrector_steps < 1:
             raise ValueError(f"corrector_steps must be at least 1, got {self.corrector_steps}")
-        if self.candidates < 0:
+        if self.candidates is not None and self.candidates < 0:
             raise ValueError(f"candidates must be at least 0, got {self.candidates}")
-        if self.candidates and (self.species is None or self.cell is None):
-            raise ValueError("candidates of a supercell are drawn for a species and a cell that are given")
+        if self.candidates and self.species is None:
+            raise ValueError(f"candidates={self.candidates} are compared at the same atoms: species must be given")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(get_args(Sampler))}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -129,7 +132,10 @@ def diffuse(
     species are given and the model keeps no training cells that fit.
     """
     seed = secrets.randbits(32) if config.seed is None else config.seed
+    if config.candidates is None:
+        config = replace(config, candidates=CANDIDATES if config.species and config.cell else 0)
     config = replace(config, seed=seed)
+    candidates = config.candidates or 0
     at_once = max(1, ATOMS_AT_ONCE // _most_atoms(model, config))
     checks = FilterConfig(config.rules)
     settings = _settings(model, config)
@@ -139,8 +145,8 @@ def diffuse(
         sampling: dict[str, Any] = {"num_steps": config.num_steps, "sampler": config.sampler}
         sampling["corrector_steps"] = config.corrector_steps
         sampling["seed"] = (seed + first) % 2**63  # the first batch alone is drawn by the seed itself
-        if config.candidates and lattice is not None and species is not None:
-            drawn = sample_supercells(model, number, lattice, species, config.candidates, **sampling)
+        if candidates and species is not None:
+            drawn = sample_best(model, number, lattice, species, candidates, **sampling)
         else:
             drawn = model.sample(number, lattice, species, **sampling)
         records = []

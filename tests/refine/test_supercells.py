@@ -5,31 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import spglib
-import torch
 
 from crystallm.crystal import Crystal, lattice_from_parameters
 from crystallm.geometry import shortest_distance
 from crystallm.interop import to_structure
-from crystallm.refine.diffusion import CrystalDiffusionModel
-from crystallm.refine.supercells import (
-    divisions,
-    hermite_forms,
-    lattice_rotations,
-    sample_supercells,
-    supercell,
-)
+from crystallm.refine.supercells import divisions, hermite_forms, lattice_rotations, supercell
 from crystallm.refine.tutorial import PROTOTYPES
 
 CUBE = np.eye(3) * 8.0
 SKEWED = lattice_from_parameters(4.1, 5.3, 6.2, 82, 97, 70)
 QUARTZ_LIKE = lattice_from_parameters(4.9, 4.9, 5.4, 90, 90, 120)
 FCC = np.array([[0, 2.0, 2], [2, 0, 2], [2, 2, 0]])
-
-
-@pytest.fixture(scope="module")
-def model() -> CrystalDiffusionModel:
-    torch.manual_seed(0)
-    return CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
 
 
 @pytest.mark.parametrize("index, number", [(1, 1), (2, 7), (3, 13), (4, 35), (6, 91), (8, 155), (16, 651)])
@@ -90,47 +76,3 @@ def test_a_supercell_is_pymatgens(times):
 def test_what_makes_no_supercell_is_refused(times):
     with pytest.raises(ValueError, match="3 numbers of cells or"):
         supercell(PROTOTYPES[0].crystal(), times)
-
-
-def test_structures_of_a_supercell_repeat_within_it(model: CrystalDiffusionModel):
-    """Of Na8Cl8 the candidates have 1 to 8 smaller cells; all have the cell and the atoms that were asked for."""
-    species = ["Na", "Cl"] * 8
-    drawn = sample_supercells(model, 12, SKEWED * 1.6, species, 1, seed=3, num_steps=2)
-    repeats = set()
-    for crystal in drawn:
-        assert np.array_equal(crystal.lattice, SKEWED * 1.6) and sorted(crystal.symbols) == ["Cl"] * 8 + ["Na"] * 8
-        sodium = crystal.frac_coords[crystal.atomic_numbers == 11]
-        shifts = sodium - sodium[0]
-        moved = crystal.frac_coords[None] + shifts[:, None]
-        far = np.abs((d := moved[:, :, None] - crystal.frac_coords[None, None]) - np.rint(d)).max(axis=-1)
-        far[:, crystal.atomic_numbers[:, None] != crystal.atomic_numbers[None]] = 1
-        repeats.add(int((far.min(axis=-1) < 1e-4).all(axis=-1).sum()))
-    assert repeats <= {1, 2, 4, 8} and len(repeats) > 1
-    again = sample_supercells(model, 12, SKEWED * 1.6, species, 1, seed=3, num_steps=2)
-    assert all(np.array_equal(a.frac_coords, b.frac_coords) for a, b in zip(drawn, again, strict=True))
-
-
-def test_the_candidate_that_is_known_best_is_kept(model: CrystalDiffusionModel, monkeypatch: pytest.MonkeyPatch):
-    one = sample_supercells(model, 6, CUBE, ["Al"] * 4, 1, seed=5, num_steps=2)
-    monkeypatch.setattr(model, "noise_errors", lambda crystals: np.array([0.5, 0.2, 0.9, 0.4, 0.3, 0.1]))
-    three = sample_supercells(model, 2, CUBE, ["Al"] * 4, 3, seed=5, num_steps=2)
-    assert [c.frac_coords.tolist() for c in three] == [one[1].frac_coords.tolist(), one[5].frac_coords.tolist()]
-
-
-def test_a_composition_that_does_not_divide_is_drawn_as_it_is(model: CrystalDiffusionModel):
-    drawn = sample_supercells(model, 2, CUBE, ["Ti", "O", "O"], 2, seed=0, num_steps=2)
-    assert [c.n_atoms for c in drawn] == [3, 3]
-
-
-@pytest.mark.parametrize(
-    "lattice, species, candidates, message",
-    [
-        (CUBE, ["Al"], 0, "candidates must be at least 1, got 0"),
-        (np.zeros((3, 3)), ["Al"], 1, "vectors lie in a plane"),
-        (CUBE, ["Xx"], 1, "symbols or atomic numbers from 1 to 118, got 'Xx'"),
-        (CUBE, [], 1, "species says which atoms there are"),
-    ],
-)
-def test_bad_input_says_what_is_wanted(model, lattice, species, candidates, message):
-    with pytest.raises(ValueError, match=message):
-        sample_supercells(model, 1, lattice, species, candidates, seed=0)

@@ -58,7 +58,7 @@ def ignorant() -> CrystalDiffusionModel:
 
 
 def aluminium(num: int = 3, **settings) -> list[Diffused]:
-    config = DiffuseConfig(("Al",) * 4, (4.05,), num, seed=7, **settings)
+    config = DiffuseConfig(("Al",) * 4, (4.05,), num, seed=7, candidates=0, **settings)
     return list(diffuse(Knowing(), config, {"model_hash": "abc"}))
 
 
@@ -158,13 +158,16 @@ def test_candidates_of_a_supercell_are_drawn_and_told(ignorant: CrystalDiffusion
     one, two = (list(diffuse(ignorant, config)) for _ in range(2))
     assert all(r.settings["candidates"] == 2 and r.crystal.n_atoms == 8 for r in one)
     assert [r.record.cif for r in one] == [r.record.cif for r in two]
+    left_out = replace(config, num=1, candidates=None)
+    assert next(diffuse(ignorant, left_out)).settings["candidates"] == 8
+    assert next(diffuse(ignorant, replace(left_out, cell=None))).settings["candidates"] == 0
     plain = list(diffuse(ignorant, replace(config, candidates=0)))
     assert all((a.crystal.frac_coords != b.crystal.frac_coords).any() for a, b in zip(one, plain, strict=True))
 
 
 def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    text = run(Knowing(), {}, DiffuseConfig(("Al",) * 4, (4.05,), 3, seed=1))
+    text = run(Knowing(), {}, DiffuseConfig(("Al",) * 4, (4.05,), 3, seed=1, candidates=0))
     assert not list(tmp_path.iterdir())
     assert text.endswith("valid                   66.7 %  (2 of 3)\nseed 1; nothing written")
     assert capsys.readouterr().out.splitlines()[2] == "   3  Al  FAILED: minimum distance 0.42 Å, atoms overlap"
@@ -186,7 +189,7 @@ def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, mo
         ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"seed": -1}, "seed must be"),
         ({"candidates": -1, "cell": (4.0,)}, "candidates must be at least 0, got -1"),
-        ({"candidates": 2}, "for a species and a cell that are given"),
+        ({"candidates": 2, "species": None}, "candidates=2 are compared at the same atoms: species must be given"),
     ],
 )
 def test_bad_requests(arguments: dict, message: str):
