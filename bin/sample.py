@@ -53,6 +53,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--predictor", help="checkpoint that predicts it; left out: the bundled one")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--out", help="folder, .tar or .parquet")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the latter: on a GPU")

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from crystallm.cif import MAX_CIF_BYTES, CIFError, CIFHeader, decode_cif, parse_cif, read_provenance, split_cif
 from crystallm.crystal import Crystal
+from crystallm.output import check_output, check_output_folder
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -77,19 +78,30 @@ def write_records(path: str | Path, records: Iterable[CIFRecord], overwrite: boo
     """Write to `x.parquet`, `x.tar`, `x.tar.gz` (`x.tgz`), or else a folder of .cif files; returns how many.
 
     `records` are written as they come: memory does not grow with them, but by a name each where files have names. A
-    reader sees the old file or the new one, never half of it. A folder is replaced as a whole if every file in it came
-    from here, and refused otherwise. What is wrong with the path is said before the first record is asked for.
+    reader sees the old file or the new one, never half of it. What is wrong with the path (`check_records_output`) is
+    said before the first record is asked for.
     """
+    check_records_output(path, overwrite=overwrite)
     path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = {"parquet": _write_parquet, "tar": _write_tar}.get(_kind(path) or "", _write_folder)
+    return write(path, records)
+
+
+def check_records_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
+    """What write_records would refuse, for those who work long before they write.
+
+    ValueError for another ending, or a path that is an input or holds one; FileExistsError for what is there already,
+    with `overwrite` for a folder of other files only.
+    """
+    path = Path(path)
     kind = _kind(path)
     if kind is None:
         raise ValueError(f"{path}: wanted .parquet, .tar, .tar.gz, .tgz or a folder, got {path.suffix!r}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists, and overwrite is False")
-    if path.is_dir() != (kind == "folder") and path.exists():
-        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'a file'}; wanted a {kind}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return {"parquet": _write_parquet, "tar": _write_tar, "folder": _write_folder}[kind](path, records)
+    if kind == "folder":
+        check_output_folder(path, _is_ours, "crystals of an earlier run", inputs, overwrite)
+    else:
+        check_output(path, inputs, overwrite)
 
 
 def _kind(path: Path) -> str | None:
@@ -177,9 +189,6 @@ def _write_tar(path: Path, records: Iterable[CIFRecord]) -> int:
 
 
 def _write_folder(path: Path, records: Iterable[CIFRecord]) -> int:
-    foreign = [file for file in path.rglob("*") if not _is_ours(file)] if path.is_dir() else []
-    if foreign:
-        raise FileExistsError(f"{path} holds other files ({foreign[0].name}, ...); wanted a new or an empty folder")
     names = _FileNames()
     with _replacing(path) as temporary:
         temporary.mkdir()

@@ -67,6 +67,7 @@ class GenerateConfig:
     workers: int | None = 0  # processes that draw and check, each with a model of its own; None: one a core
     keep_rejected: bool = False  # write them too
     out: str | None = None  # folder, .tar or .parquet
+    overwrite: bool = False  # replace what an earlier run wrote there
     known: str | None = None  # index of known crystals (known.parquet); None: the model's own, if it has one
 
     def __post_init__(self) -> None:

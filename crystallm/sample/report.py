@@ -16,7 +16,8 @@ from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterCounts
 from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
-from crystallm.records import CIFRecord, write_records
+from crystallm.output import check_output
+from crystallm.records import CIFRecord, check_records_output, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
@@ -137,6 +138,10 @@ class Tally:
             self.add(record)
             yield record
 
+    def to_write(self, records: Iterable[CIFRecord], keep_rejected: bool) -> Iterator[CIFRecord]:
+        """The valid ones, or all; every one is counted."""
+        return (record for record in self.through(records) if keep_rejected or record.rejected_by is None)
+
     def summary(self) -> str:
         """`kept 7 of 8`, and a line for each reason, with its first case."""
         again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
@@ -153,8 +158,14 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
     """Generate or, with `settings`, search; print, write: what bin/sample.py does.
 
     Samples are written as they are drawn, and only the valid ones that the table shows are kept until the end; with
-    `ranking` all are kept until they are in order.
+    `ranking` all are kept until they are in order. ValueError and FileExistsError for an output that would replace
+    something, before anything is drawn: see `check_records_output`.
     """
+    polymorphs = _polymorphs_path(config.out) if config.out is not None and settings else None
+    if config.out is not None:
+        check_records_output(config.out, [config.known] if config.known else [], config.overwrite)
+    if polymorphs is not None:
+        check_output(polymorphs, overwrite=config.overwrite)
     generator = Generator.load(config.model, config.device)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(32))
@@ -167,7 +178,7 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
         drawn = ranking.order(list(drawn))
     passing: Iterable[CIFRecord] = _counted(drawn, config.keep_rejected, tally, shown)
     passing = tqdm(passing, unit=" crystals", leave=False, delay=5, disable=None)  # on a terminal, where it takes long
-    n_passed = sum(1 for _ in passing) if config.out is None else write_records(config.out, passing)
+    n_passed = sum(1 for _ in passing) if config.out is None else write_records(config.out, passing, config.overwrite)
     for result in results:
         print(search_summary(result, find_known))
     if shown and not settings:
@@ -182,23 +193,26 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
         print(generator.form.note)
     if config.out is not None:
         print(f"{n_passed} written to {config.out}")
-        if settings:
-            path = Path(config.out).resolve()
-            path = path.with_name(f"{path.name.partition('.')[0]}.polymorphs.csv")  # a folder of CIFs holds CIFs only
-            write_polymorphs(path, [(result.prompt, result.polymorphs) for result in results])
-            print(f"polymorphs written to {path}")
+    if polymorphs is not None:
+        write_polymorphs(polymorphs, [(result.prompt, result.polymorphs) for result in results])
+        print(f"polymorphs written to {polymorphs}")
     return tally
+
+
+def _polymorphs_path(out: str) -> Path:
+    """Beside the records: a folder of CIFs holds CIFs only."""
+    path = Path(out).resolve()
+    return path.with_name(f"{path.name.partition('.')[0]}.polymorphs.csv")
 
 
 def _counted(
     records: Iterable[CIFRecord], keep_rejected: bool, tally: Tally, shown: list[CIFRecord]
 ) -> Iterator[CIFRecord]:
     """Those to write; the first valid ones are put into `shown`."""
-    for record in tally.through(records):
+    for record in tally.to_write(records, keep_rejected):
         if record.rejected_by is None and len(shown) < MAX_SHOWN:
             shown.append(record)
-        if keep_rejected or record.rejected_by is None:
-            yield record
+        yield record
 
 
 def search_summary(result: SearchResult, find_known: Callable[[str], str | None] | None = None) -> str:

@@ -21,6 +21,7 @@ from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import GenerateConfig, Generator, generate
 from crystallm.sample.report import Tally, run, table
+from crystallm.sample.search import SearchConfig
 
 NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
 
@@ -286,8 +287,27 @@ def test_the_script(checkpoint: str, root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"kept \d of 3", done.stdout) and "seed 1" in done.stdout
     assert len(list((tmp_path / "out").glob("*.cif"))) == 3
+    again = script(*asked, "--seed", "2", "--out", "out")
+    assert again.returncode == 2 and "out holds 3 crystals of an earlier run; --overwrite replaces them" in again.stderr
+    assert "kept" not in again.stdout and len(list((tmp_path / "out").glob("*.cif"))) == 3
     bad = script("--prompt", "NaXx")
     assert bad.returncode == 2 and "'Xx' is no element; closest is" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_what_an_earlier_run_wrote_is_kept_unless_told(checkpoint: str, tmp_path: Path) -> None:
+    for name, message in (("made", "made holds 2 crystals"), ("made.tar", "exists"), ("made.parquet", "exists")):
+        out = tmp_path / name
+        config = GenerateConfig(**NACL, num=2, seed=0, model=checkpoint, device="cpu", rules="none", out=str(out))
+        run(config)
+        with pytest.raises(FileExistsError, match=f"{message}.*; --overwrite replaces"):
+            run(replace(config, model="no model is loaded"))
+        run(replace(config, num=1, overwrite=True))
+        assert len(list(read_records(out))) == 1
+    (tmp_path / "other.polymorphs.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"other\.polymorphs\.csv exists"):
+        run(replace(config, model="none", out=str(tmp_path / "other.tar")), SearchConfig("self_consistency"))
+    with pytest.raises(ValueError, match=r"made\.parquet is an input"):
+        run(replace(config, model="none", known=config.out, overwrite=True))
 
 
 def test_drawing_needs_no_crystal_library(checkpoint: str, root: Path, tmp_path: Path) -> None:

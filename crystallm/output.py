@@ -1,0 +1,65 @@
+"""Where results go: what is there already is replaced only if that is asked for, and an input never.
+
+    check_output("scores.csv", inputs=["my_cifs/"])  # before any work is done
+
+ValueError for an output that would cost an input, FileExistsError for one that is there. An empty folder is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
+    """For a file."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; wanted a file")
+    if path.exists():
+        _spare(inputs, path)
+        if not overwrite:
+            raise FileExistsError(f"{path} exists; --overwrite replaces it, or name another file")
+
+
+def check_output_folder(
+    path: str | Path,
+    is_ours: Callable[[Path], bool],
+    what: str,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """For a folder that is replaced as a whole: one that holds what is not `is_ours` is refused with overwrite, too.
+
+    `what` a message calls ours: "crystals of an earlier run".
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; wanted a folder")
+    entries = sorted(path.rglob("*")) if path.is_dir() else []
+    if not entries:
+        return
+    _spare(inputs, path)
+    if foreign := next((entry for entry in entries if not is_ours(entry)), None):
+        name = foreign.relative_to(path)
+        raise FileExistsError(f"{path} holds more than {what} ({name}, ...); wanted a new or an empty folder")
+    if not overwrite:
+        number = sum(not entry.is_dir() for entry in entries)
+        raise FileExistsError(f"{path} holds {number} {what}; --overwrite replaces them, or name another folder")
+
+
+def _spare(inputs: Iterable[str | Path], path: Path) -> None:
+    for source in map(Path, inputs):
+        if not source.exists():
+            continue
+        if os.path.samefile(path, source):
+            raise ValueError(f"{path} is an input; name another output")
+        if _lies_in(source, path):
+            raise ValueError(f"{path} holds the input {source}; name another output")
+        if _lies_in(path, source):
+            raise ValueError(f"{path} is there already and belongs to the input {source}; name another output")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return any(os.path.samefile(parent, folder) for parent in path.resolve().parents)
