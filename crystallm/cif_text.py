@@ -12,6 +12,7 @@ from typing import Any
 REASONS = (
     "empty",  # nothing but white space
     "too_large",  # above MAX_CIF_BYTES
+    "binary",  # holds a byte 0
     "not_utf8",
     "syntax",  # not a CIF
     "several_blocks",  # more than one crystal, and none was named
@@ -53,10 +54,12 @@ class CIFError(ValueError):
 
 
 def decode_cif(data: str | bytes) -> str:
-    """CIFError for what is empty, too large, or not UTF-8."""
+    """CIFError for what is empty, too large, or no UTF-8 text."""
     if len(data) > MAX_CIF_BYTES:
         raise CIFError("too_large", f"{len(data):,} bytes, at most {MAX_CIF_BYTES:,} are read")
     if isinstance(data, bytes):
+        if b"\0" in data:
+            raise CIFError("binary", f"byte 0 at position {data.index(0)}, which no text has")
         try:
             data = data.decode("utf-8")
         except UnicodeDecodeError as err:

@@ -15,11 +15,11 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from crystallm import interop
-from crystallm.cif import CIFError, split_cif
+from crystallm.cif import MAX_CIF_BYTES, CIFError, decode_cif, split_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord, record_of_text
 
-MAX_FILE_BYTES = 20_000_000  # a larger CIF is a supercell dump or an attack: `too_large`, unread
+MAX_FILE_BYTES = MAX_CIF_BYTES  # a larger CIF is a supercell dump or an attack: `too_large`, unread
 MAX_EXPANSION = 200  # CIF text compresses 5 to 50 times; a bomb over 1,000
 MIN_EXPANDED_BYTES = 256_000_000  # below this an archive may expand as it likes
 
@@ -108,20 +108,12 @@ def records_of_bytes(record_id: str, data: bytes, source: str, kind: str = "cif"
     if len(data) > MAX_FILE_BYTES:
         yield _too_large(record_id, len(data), source)
         return
-    if b"\0" in data:
-        yield rejected(
-            record_id, "binary", f"{record_id}: byte 0 at position {data.index(0)}, which no text has", source
-        )
-        return
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        bad = data[err.start]
-        yield rejected(record_id, "not_utf8", f"{record_id}: byte 0x{bad:02x} at position {err.start}", source)
+        text = decode_cif(data)
+    except CIFError as err:
+        yield rejected(record_id, err.reason, f"{record_id}: {err.message}", source)
         return
-    if not text.strip():
-        yield rejected(record_id, "empty", f"{record_id}: no text", source)
-    elif kind == "cif":
+    if kind == "cif":
         yield from records_of_cif(record_id, text, source)
     else:
         yield from _records_of_foreign(record_id, text, source, kind)

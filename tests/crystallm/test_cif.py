@@ -437,7 +437,7 @@ def test_rejected_by_name(case):
 
 
 def test_every_reason_is_tried():
-    elsewhere = {"not_utf8", "too_large", "no_block"}
+    elsewhere = {"binary", "not_utf8", "too_large", "no_block"}
     assert {reason for _, reason, _ in BROKEN.values()} | elsewhere == set(REASONS)
 
 
@@ -445,6 +445,8 @@ def test_bytes():
     assert parse_cif(b"\xef\xbb\xbf" + rock_salt().replace("\n", "\r\n").encode())[0].n_atoms == 8
     with pytest.raises(CIFError, match="not_utf8: byte 0xe9 at position 3"):
         parse_cif("# ré".encode("latin-1"))
+    with pytest.raises(CIFError, match="binary: byte 0 at position 1, which no text has"):
+        parse_cif(b"\x89\0\xff")
     with pytest.raises(CIFError, match="too_large: 20,000,001 bytes"):
         parse_cif(b"#" * 20_000_001)
 

@@ -238,14 +238,14 @@ def tar_of(path: Path, members: dict[str, bytes], links: dict[str, str] | None =
 def test_bad_files_are_one_rejected_record_each(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    bad = {"empty": b"", "latin": "# Ångström".encode("latin-1"), "large": b"#" * 20_000_001}
+    bad = {"empty": b"", "latin": "# Ångström".encode("latin-1"), "image": b"\x89PNG\0", "large": b"#" * 20_000_001}
     for name, data in {**bad, "good": NACL.encode()}.items():
         (folder / f"{name}.cif").write_bytes(data)
     tar = tar_of(tmp_path / "x.tar", {f"{name}.cif": data for name, data in {**bad, "good": NACL.encode()}.items()})
     for source in (folder, tar):
         found = {record.id: record for record in read_records(source)}
         assert {name: record.rejected_by for name, record in found.items()} == {
-            "empty": "empty", "latin": "not_utf8", "large": "too_large", "good": None}  # fmt: skip
+            "empty": "empty", "latin": "not_utf8", "image": "binary", "large": "too_large", "good": None}  # fmt: skip
         assert "0xc5 at position 2" in found["latin"].reason
         assert "20,000,001 bytes" in found["large"].reason
 
