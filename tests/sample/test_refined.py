@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import csv
+import json
+import runpy
+import sys
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterConfig, run_filter
 from crystallm.cif_write import write_cif
+from crystallm.config import to_dict
 from crystallm.crystal import Crystal
-from crystallm.records import CIFRecord
+from crystallm.records import CIFRecord, read_records, write_records
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.sample.generate import generate
@@ -103,6 +112,67 @@ def test_a_real_network_keeps_the_group():
     model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
     (out,) = refine_records([record()], model, RefineConfig(0.3, num_steps=4))
     assert out.text != RUTILE and out.structure.get_space_group_info()[1] == 136
+
+
+@pytest.fixture
+def refine(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """bin/refine.py in a folder of its own, with a small untrained refiner; (exit status, what it printed)"""
+    torch.manual_seed(0)
+    model = CrystalDiffusionModel(hidden_dim=8, num_layers=1, timesteps=4)
+    (tmp_path / "model").mkdir()
+    save_file(dict(model.named_parameters()), tmp_path / "model/model.safetensors")
+    (tmp_path / "model/config.json").write_text(json.dumps({"refiner": to_dict(model.config)}))
+    monkeypatch.chdir(tmp_path)
+
+    def script(*arguments: str) -> tuple[object, str]:
+        fixed = ["--model", "model", "--device", "cpu", "--sigma", "0.03", "--steps", "1"]
+        monkeypatch.setattr(sys, "argv", ["refine.py", *arguments, *fixed])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(root / "bin/refine.py"), run_name="__main__")
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out + printed.err
+
+    return script
+
+
+def test_the_script_writes_what_is_valid(refine, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "rutile.cif").write_text(record().cif)
+    (mixed / "page.cif").write_text("<html>no crystal</html>")
+    (mixed / "image.cif").write_bytes(b"\x89PNG\0\xff")
+    status, printed = refine("mixed", "--out", "refined")
+    assert status == 0 and "kept 1 of 3" in printed and "1 written to refined" in printed
+    assert "1 binary: image: byte 0 at position 4" in printed and "1 syntax: " in printed
+    assert [one.id for one in read_records("refined")] == ["rutile"]
+    status, printed = refine("mixed", "--out", "refined")
+    assert status == 2 and "refined holds 1 crystals of an earlier run; --overwrite replaces them" in printed
+    status, printed = refine("mixed", "--out", "refined", "--overwrite", "--keep-rejected")
+    assert status == 0 and "kept 1 of 3" in printed and "3 written" in printed
+    assert [one.rejected_by for one in read_records("refined")] == ["binary", "syntax", None]
+    status, printed = refine("mixed/page.cif", "--out", "nothing")
+    assert status == 1 and "kept 0 of 1" in printed and "0 written to nothing" in printed
+
+
+def test_the_script_reads_tables_and_archives_and_keeps_what_records_say(refine, tmp_path: Path) -> None:
+    with open("table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["name", "structure", "band_gap"], ["TiO2", record().cif, "3.0"]])
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        archive.writestr("zipped.cif", record().cif)
+    Path("lines.jsonl").write_text(json.dumps({"structure": record().cif, "name": "line"}) + "\n")
+    write_records("ours.parquet", [record(prompt="Ti O2", provenance={"seed": 3}, scores={"log_p": -1.0})])
+    paths = ["table.csv", "some.zip", "lines.jsonl", "ours.parquet"]
+    columns = ["--cif-column", "structure", "--id-column", "name"]
+    status, printed = refine(*paths, *columns, "--out", "refined.parquet")
+    assert status == 0 and "kept 4 of 4" in printed
+    table, zipped, line, ours = read_records("refined.parquet")
+    assert [one.id for one in (table, zipped, line, ours)] == ["TiO2", "zipped", "line", "one"]
+    assert set(table.scores) == {"refined_by_ang"} and set(ours.scores) == {"log_p", "refined_by_ang"}
+    assert ours.prompt == "Ti O2" and ours.provenance["seed"] == 3 and ours.text.startswith("data_TiO2")
+    for overwrite in ([], ["--overwrite"]):
+        before = Path("ours.parquet").read_bytes()
+        status, printed = refine("ours.parquet", "--out", "ours.parquet", *overwrite)
+        assert status == 2 and "ours.parquet is an input" in printed and Path("ours.parquet").read_bytes() == before
 
 
 def test_refining_while_sampling(checkpoint: str) -> None:
