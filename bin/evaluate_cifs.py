@@ -17,7 +17,8 @@ import sys
 
 from crystallm.checks.rules import CHECKS, RULE_SETS
 from crystallm.metrics.evaluate import EvaluateConfig, evaluate, write_report
-from crystallm.report.pictures import save_pictures
+from crystallm.output import check_output
+from crystallm.report.pictures import picture_paths, save_pictures
 from crystallm.report.tables import evaluation_table
 
 
@@ -31,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FILE", help="parquet file with a row for each record")
     parser.add_argument("--pictures", metavar="FOLDER", help="rates and histograms as PNG")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file and those pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--cif-column", default="cif", help="of tables (default: cif)")
     parser.add_argument("--no-compare", action="store_true", help="leave out uniqueness and novelty")
@@ -51,8 +53,12 @@ if __name__ == "__main__":
             cif_column=args.cif_column,
             workers=args.workers,
         )
+        if args.out:
+            check_output(args.out, (*args.paths, *args.reference), args.overwrite)
+        for picture in picture_paths(args.pictures) if args.pictures else ():
+            check_output(picture, overwrite=args.overwrite)
         evaluation = evaluate(config)
-    except (FileNotFoundError, ImportError) as err:
+    except (FileNotFoundError, FileExistsError, ImportError, ValueError) as err:
         sys.exit(f"evaluate_cifs: {err}")
     if args.out:
         write_report(evaluation, args.out)

@@ -15,11 +15,12 @@ if __name__ == "__main__":
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
     parser.add_argument("--out", help="table of the predictions, .csv or .parquet")
+    parser.add_argument("--overwrite", action="store_true", help="replace that table if it is there")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, help="processes that read and describe; one a core by default")
     try:
         predict_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))

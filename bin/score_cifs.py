@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 
+from crystallm.output import check_output
 from crystallm.sample.score import ScoreConfig, score_files, score_table, write_scores
 
 
@@ -19,6 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--given-formula", action="store_true", help="perplexity and rank of what follows the formula")
     parser.add_argument("--out", metavar="FILE", help=".csv or .parquet")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--show", type=int, default=20, help="lines of the table")
     parser.add_argument("--limit", type=int, help="the first records only")
     parser.add_argument("--model", help="checkpoint folder; left out: the bundled model")
@@ -31,12 +33,14 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     args = vars(parse_arguments())
     os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it prints what find_symmetry reports anyway
-    out, show = args.pop("out"), args.pop("show")
+    out, show, overwrite = args.pop("out"), args.pop("show"), args.pop("overwrite")
     if out and not out.endswith((".csv", ".parquet")):
         sys.exit(f"score_cifs: --out {out}: wanted .csv or .parquet")
     try:
+        if out:
+            check_output(out, args["paths"], overwrite)
         scores = score_files(ScoreConfig(**args | {"paths": tuple(args["paths"])}))
-    except (FileNotFoundError, ValueError) as err:
+    except (FileNotFoundError, FileExistsError, ValueError) as err:
         sys.exit(f"score_cifs: {err}")
     print(score_table(scores, show))
     if out:

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from crystallm.data.readers import read_sources
+from crystallm.output import check_output
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 
@@ -26,15 +27,19 @@ def predict_paths(
     id_column: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Print and, with `out`, write a row for every record of the paths; how many there were.
 
-    Raises FileNotFoundError, ValueError for an output that is neither .csv nor .parquet.
+    Raises FileNotFoundError, ValueError for an output that is neither .csv nor .parquet or is among the paths,
+    FileExistsError for one that is there already, without `overwrite`.
     """
-    predictor = Predictor.load(model, device)
     if out is not None and Path(out).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{out}: predictions are written as .csv or .parquet")
+    if out is not None:
+        check_output(out, paths, overwrite)
     records = read_sources(paths, cif_column, id_column=id_column, properties={})
+    predictor = Predictor.load(model, device)
     n_shown = n = n_rejected = 0
     tables: list[pa.Table] = []
     for chunk in _chunks(records, CHUNK):
@@ -85,6 +90,7 @@ def _line(record: CIFRecord, targets: Sequence[str]) -> str:
 
 
 def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         pyarrow.csv.write_csv(table, path)
     else:

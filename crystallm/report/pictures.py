@@ -85,13 +85,16 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
+def picture_paths(folder: str | Path) -> list[Path]:
+    """rates.png and one histogram for each feature"""
+    return [Path(folder, f"{name}.png") for name in ("rates", *LABELS)]
+
+
 def save_pictures(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """rates.png and one histogram for each feature; returns their paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"rates": rates_figure(evaluation), **{name: histogram_figure(evaluation, name) for name in LABELS}}
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1])
+    """Writes all `picture_paths`, and returns them."""
+    figures = [rates_figure(evaluation), *(histogram_figure(evaluation, name) for name in LABELS)]
+    paths = picture_paths(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, figure in zip(paths, figures, strict=True):
+        figure.savefig(path)
     return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -132,10 +133,19 @@ def test_the_command_prints_one_json_object(bad_files, root, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir())[-1] == "volume_per_atom_ang3.png"
 
 
-def test_the_command_names_a_path_that_is_not_there(root, tmp_path):
-    command = [sys.executable, str(root / "bin/evaluate_cifs.py"), str(tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "nowhere does not exist" in done.stderr and "Traceback" not in done.stderr
+def test_the_command_says_what_is_wrong_before_it_reads(root, tmp_path, monkeypatch):
+    (tmp_path / "report.parquet").write_text("")
+    (tmp_path / "rates.png").write_text("")
+    for arguments, message in (
+        (["nowhere"], "nowhere does not exist"),
+        (["a", "--out", "report.parquet"], r"report\.parquet exists; --overwrite replaces it"),
+        (["a", "--pictures", "."], r"rates\.png exists"),
+        (["a", "--reference", "report.parquet", "--out", "report.parquet", "--overwrite"], "is an input"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["evaluate_cifs.py", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            runpy.run_path(str(root / "bin/evaluate_cifs.py"), run_name="__main__")
 
 
 def test_a_config_without_paths_is_refused():

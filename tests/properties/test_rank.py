@@ -97,3 +97,17 @@ def test_files_are_predicted_row_by_row(checkpoint: str, tmp_path: Path, capsys:
         predict_paths([folder], checkpoint, tmp_path / "p.xlsx", workers=0)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         predict_paths([tmp_path / "nowhere"], checkpoint, workers=0)
+
+
+def test_predictions_replace_no_table_unasked(checkpoint: str, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.csv", tmp_path / "new/p.csv"
+    mine.write_text('cif\n"data_x"\n')
+    predict_paths([mine], checkpoint, out, workers=0)
+    with pytest.raises(FileExistsError, match=r"p\.csv exists; --overwrite replaces it"):
+        predict_paths([mine], "no model is loaded", out)
+    predict_paths([mine, mine], checkpoint, out, workers=0, overwrite=True)
+    assert len(out.read_text().splitlines()) == 3
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"mine\.csv is an input"):
+            predict_paths([mine], checkpoint, mine, overwrite=overwrite)
+    assert mine.read_text() == 'cif\n"data_x"\n'

@@ -148,7 +148,12 @@ def test_the_command(
     monkeypatch.setattr(sys, "argv", ["score_cifs.py", "tests/cifs/NaCl.cif", "--workers", "0", "--out", str(out)])
     runpy.run_path("bin/score_cifs.py", run_name="__main__")
     assert "scored 1 of 1" in capsys.readouterr().out and out.read_text().startswith("id,formula,")
-    for arguments, message in ((["nowhere/"], "nowhere does not exist"), (["a", "--out", "b.xlsx"], "wanted .csv")):
+    for arguments, message in (
+        (["nowhere/"], "nowhere does not exist"),
+        (["a", "--out", "b.xlsx"], "wanted .csv"),
+        (["tests/cifs/NaCl.cif", "--out", str(out)], r"scores\.csv exists; --overwrite replaces it"),
+        ([str(out), "--out", str(out), "--overwrite"], r"scores\.csv is an input"),
+    ):
         monkeypatch.setattr(sys, "argv", ["score_cifs.py", *arguments])
         with pytest.raises(SystemExit, match=message):
             runpy.run_path("bin/score_cifs.py", run_name="__main__")
