@@ -5,7 +5,8 @@ With a model that is there (--model; left out: the bundled one), or the whole wa
 A run that --train finds finished is not trained again. Without --cell the cell is generated, too. Without --species
 and --formula each structure takes the atoms of a random crystal of the model's training, or of --compositions; with
 --cell of one that has about its volume.
-Each structure is written as .npz and .cif, all of them as one .parquet, which bin/evaluate_cifs.py and others take.
+Each structure is written as .npz and .cif into the folder OUT, all of them as one OUT_DATE_FIRST-LAST.parquet beside
+it, which bin/evaluate_cifs.py and others take. Numbers go on after those of the same day; nothing is replaced.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="checkpoint of a diffusion model, or the folder of its run")
     source.add_argument("--train", nargs="+", metavar="ARGUMENT", help="train first: YAML files and key=value")
-    parser.add_argument("--out", default="generated", help="folder")
+    parser.add_argument("--out", default="generated", help="folder (default: generated); the .parquet stands beside it")
     parser.add_argument("--no-save", action="store_true", help="write nothing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args()

@@ -246,15 +246,16 @@ def _row(one: Diffused) -> tuple[float, ...]:
 def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = None) -> Path:
     """`generated_structure_DATE_NUMBER.npz` and `.cif` for each, and a parquet file of the records; its path.
 
-    Numbers go on after those that the folder has; nothing is overwritten. The parquet file stands beside the folder,
-    so that a reader of the folder does not meet each crystal twice.
+    Numbers go on after those of the same day; nothing is overwritten. The parquet file stands beside the folder, so
+    that a reader of the folder does not meet each crystal twice.
     """
     folder = Path(out).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; wanted a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{NAME}_{day or date.today():%Y%m%d}"
-    number = first = _next_number(folder, stem)
+    today = f"{day or date.today():%Y%m%d}"
+    stem = f"{NAME}_{today}"
+    number = first = _next_number(folder, today)
     records = []
     for number, one in enumerate(batch, start=first):
         name = f"{stem}_{number:04d}"
@@ -262,13 +263,17 @@ def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = N
         np.savez(folder / f"{name}.npz", **_arrays(one))  # type: ignore[arg-type]
         (folder / f"{name}.cif").write_text(record.cif, encoding="utf-8")
         records.append(record)
-    path = folder.with_name(f"{folder.name}_{day or date.today():%Y%m%d}_{first:04d}-{number:04d}.parquet")
-    write_records(path, records)
+    path = folder.with_name(f"{folder.name}_{today}_{first:04d}-{number:04d}.parquet")
+    write_records(path, records, overwrite=False)
     return path
 
 
-def _next_number(folder: Path, stem: str) -> int:
-    taken = [re.fullmatch(rf"{stem}_(\d+)", file.stem) for file in folder.glob(f"{stem}_*.npz")]
+def _next_number(folder: Path, today: str) -> int:
+    """After those of the folder and of the parquet files beside it, whose structures may have been moved elsewhere."""
+    structure = re.compile(rf"{NAME}_{today}_(\d+)\.(?:npz|cif)")
+    batch = re.compile(rf"{re.escape(folder.name)}_{today}_\d+-(\d+)\.parquet")
+    taken = [structure.fullmatch(file.name) for file in folder.iterdir()]
+    taken += [batch.fullmatch(file.name) for file in folder.parent.iterdir()]
     return 1 + max((int(match[1]) for match in taken if match), default=0)
 
 

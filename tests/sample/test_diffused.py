@@ -104,6 +104,8 @@ def test_files_hold_what_was_drawn(tmp_path: Path):
     assert [one.id for one in read_records(tmp_path / "made")] == names
     again = write_batch(aluminium(1), tmp_path / "made", DAY)
     assert again.name == "made_20260102_0004-0004.parquet" and path.is_file()
+    (tmp_path / "made").rename(tmp_path / "elsewhere")
+    assert write_batch(aluminium(1), tmp_path / "made", DAY).name == "made_20260102_0005-0005.parquet"
 
 
 def test_evaluation_takes_them(tmp_path: Path):
@@ -225,6 +227,9 @@ def test_the_script_trains_generates_and_tells_errors(root: Path, tmp_path: Path
     small = ["refiner.hidden_dim=8", "refiner.num_layers=1", "refiner.timesteps=5", "train.max_steps=2"]
     training = [str(root / "config/refiner_tutorial.yaml"), f"out={tmp_path}/run", *small, "data.tutorial.cells=[1]"]
     ask = ["--species", "Al Al", "--cell", "4", "4", "4", "90", "90", "60", "--num", "2", "--out", f"{tmp_path}/made"]
+    with pytest.raises(SystemExit):
+        script("--help")
+    assert "(default: generated)" in " ".join(capsys.readouterr().out.split())
     assert "2 written to" in script("--train", *training, *ask, "--seed", "5")
     assert "seed 5; 2 written to" in script("--model", f"{tmp_path}/run", *ask, "--seed", "5")
     first, _, third, _ = read_records(tmp_path / "made")
