@@ -18,11 +18,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
     parser.add_argument("--target", help="property, with or without its unit; left out: the predictor's first")
     parser.add_argument("--out", required=True, help="folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
     parser.add_argument("--limit", type=int, default=10, help="crystals at most (default 10)")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     try:
         explain_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))

@@ -32,8 +32,11 @@ LINE = 88  # characters
 EVEN_REACH = 4.0  # colours of attention end at so many times an even share, and at its inverse
 
 
+PICTURES = ("modalities", "sentences", "sites", "crystal", "attention", "words")
+
+
 def figures_of(explanation: Explanation) -> dict[str, Figure]:
-    """The pictures that can be drawn of it, by the name of their file."""
+    """The pictures of PICTURES that can be drawn of it, by the name of their file."""
     figures = {}
     if explanation.modalities is not None:
         figures["modalities"] = modality_figure(explanation)

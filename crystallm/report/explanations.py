@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from crystallm.data.readers import read_sources
+from crystallm.output import check_output_folder
 from crystallm.properties.explanation import Explanation, explain
 from crystallm.properties.prediction import NON_NEGATIVE, Predictor
 from crystallm.properties.samples import make_samples
 from crystallm.records import CIFRecord
-from crystallm.report.explanation_pictures import figures_of, target_label
+from crystallm.report.explanation_pictures import PICTURES, figures_of, target_label
 
 SHOWN = 3  # sentences and sites in a summary
+TABLE, ATTENTION_TABLE = "explanations.csv", "attention.csv"
 ATTENTION_COLUMNS = ("id", "sentence", "word_number", "word", "site", "site_to_word_share", "word_to_site_share")
 
 
@@ -31,20 +34,27 @@ def explain_paths(
     cif_column: str = "cif",
     id_column: str | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Explain the first `limit` records; how many were explained, and how many were looked at.
 
     Writes into the folder `out`: pictures in a folder for each crystal, explanations.csv, and attention.csv where there
-    is attention. What cannot be read or predicted is a row of explanations.csv with its reason. `target`: the
-    predictor's first if left out. Raises FileNotFoundError, and ValueError for a property that is not predicted.
+    is attention; with `overwrite` in place of those of an earlier run. What cannot be read or predicted is a row of
+    explanations.csv with its reason. `target`: the predictor's first if left out. Raises FileNotFoundError, ValueError
+    for a property that is not predicted, and FileExistsError for a folder that is not empty.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    folder = Path(out)
+    check_output_folder(folder, lambda path: _is_ours(path, folder), "files of an earlier run", paths, overwrite)
     predictor = Predictor.load(model, device)
     name = predictor.target(target).name if target else predictor.targets[0]
+    columns = ("id", "part", "name", "text", f"value_{name}", f"change_{name}")
     records = list(islice(read_sources(paths, cif_column, id_column=id_column, properties={}), limit + 1))
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.iterdir():
+        shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
+    _write(folder / TABLE, columns, [])  # by which a run that breaks off is known
     rows: list[dict[str, object]] = []
     attention: list[dict[str, object]] = []
     names: set[str] = set()
@@ -63,13 +73,22 @@ def explain_paths(
         own.mkdir(exist_ok=True)
         for picture, figure in figures_of(found).items():
             figure.savefig(own / f"{picture}.png")
-    _write(folder / "explanations.csv", ("id", "part", "name", "text", f"value_{name}", f"change_{name}"), rows)
+    _write(folder / TABLE, columns, rows)
     if attention:
-        _write(folder / "attention.csv", ATTENTION_COLUMNS, attention)
+        _write(folder / ATTENTION_TABLE, ATTENTION_COLUMNS, attention)
     n = len(records[:limit])
     more = "; there are more, --limit says how many are looked at" if len(records) > limit else ""
     print(f"{n_explained} of {n} explained{more}; written to {folder}")
     return n_explained, n
+
+
+def _is_ours(path: Path, folder: Path) -> bool:
+    """Whether explain_paths wrote it into the folder"""
+    if not (folder / TABLE).is_file():
+        return False
+    if path.parent == folder:
+        return path.is_dir() or path.name in (TABLE, ATTENTION_TABLE)
+    return path.parent.parent == folder and path.name in {f"{name}.png" for name in PICTURES}
 
 
 def explain_record(predictor: Predictor, record: CIFRecord, target: str) -> Explanation | str:

@@ -77,6 +77,20 @@ def test_bad_arguments_are_named(model: Path, root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "why").exists()
 
 
+def test_no_picture_of_an_earlier_run_stays(model: Path, root: Path, tmp_path: Path) -> None:
+    rutile, titanate, why = root / "tests/cifs/rutile.cif", root / "tests/cifs/SrTiO3.cif", tmp_path / "why"
+    explain_paths([rutile], why, str(model))
+    with pytest.raises(FileExistsError, match="why holds 8 files of an earlier run; --overwrite replaces them"):
+        explain_paths([titanate], why, "no model is loaded")
+    explain_paths([titanate], why, str(model), overwrite=True)
+    assert {path.name for path in why.iterdir()} == {"SrTiO3", "attention.csv", "explanations.csv"}
+    with pytest.raises(ValueError, match="why is an input"):
+        explain_paths([why], why, str(model), overwrite=True)
+    (why / "SrTiO3/notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"why holds more than files of an earlier run \(SrTiO3/notes\.txt"):
+        explain_paths([titanate], why, str(model), overwrite=True)
+
+
 def test_folders_are_distinct_and_stay_inside() -> None:
     taken: set[str] = set()
     names = [folder_name(name, taken) for name in ("mp-1", "MP-1", "mp-1", "../x/y", "..", "a" * 500)]
