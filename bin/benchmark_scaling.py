@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crystallm.checks.known import canonical_text
 from crystallm.data.readers import read_sources
+from crystallm.output import check_output
 from crystallm.speed.all_pairs import compare
 from crystallm.speed.growth import STAGES, GrowthConfig, measure_growth
 from crystallm.speed.tables import growth_table
@@ -30,8 +31,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all-pairs", metavar="PATH", help="compare with all pairs of this corpus, and nothing else")
     parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     options = vars(parser.parse_args())
-    out, all_pairs = options.pop("out"), options.pop("all_pairs")
+    out, all_pairs, overwrite = options.pop("out"), options.pop("all_pairs"), options.pop("overwrite")
+    if out is not None:
+        try:
+            check_output(out, filter(None, (options["path"], all_pairs)), overwrite)
+        except (ValueError, FileExistsError) as err:
+            parser.error(str(err))
     if all_pairs is not None:
         texts = filter(None, map(canonical_text, read_sources([all_pairs])))
         result = compare(texts, options["max_cpu_seconds"], options["seed"])

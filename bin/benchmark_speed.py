@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from crystallm.output import check_output
 from crystallm.speed.measure import measure_ceilings, measure_speed
 from crystallm.speed.rows import ROWS, SHAPES, SpeedConfig
 from crystallm.speed.tables import speed_table
@@ -38,11 +39,14 @@ def main() -> None:
     parser.add_argument("--plain-num", type=int, help="structures of each baseline")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     options = vars(parser.parse_args())
-    out = options.pop("out")
+    out, overwrite = options.pop("out"), options.pop("overwrite")
     try:
+        if out is not None:
+            check_output(out, filter(None, [options["path"]]), overwrite)
         config = SpeedConfig(**options | {"rows": tuple(options["rows"].split(",")) if options["rows"] else ()})
-    except ValueError as err:
+    except (ValueError, FileExistsError) as err:
         parser.error(str(err))
     result = {"ceilings": measure_ceilings(config)} | measure_speed(config)
     print(speed_table(result))

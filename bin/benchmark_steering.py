@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from crystallm.benchmark.steering import SteeringConfig, benchmark_steering, steering_table
+from crystallm.output import check_output
 from crystallm.report.steering_pictures import save_steering
 from crystallm.sample.prompts import read_prompts
 
@@ -34,13 +35,16 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=256, help="sequences at once")
     parser.add_argument("--workers", type=int, default=0, help="processes for the checks")
     parser.add_argument("--out", help="folder for steering.json and steering.png")
+    parser.add_argument("--overwrite", action="store_true", help="replace these two if they are there")
     given = vars(parser.parse_args())
-    out = given.pop("out")
+    out, overwrite = given.pop("out"), given.pop("overwrite")
     given["values"], given["quantiles"] = tuple(given["values"]), tuple(given["quantiles"])
     try:
+        for name in ("steering.json", "steering.png") if out is not None else ():
+            check_output(Path(out, name), overwrite=overwrite)
         given["prompts"] = tuple(prompt for source in given["prompts"] for prompt in read_prompts(source))
         results = benchmark_steering(SteeringConfig(**given))
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))
     print(steering_table(results))
     if out is not None:

@@ -16,8 +16,10 @@ import numpy as np
 
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
+from crystallm.output import check_output
 from crystallm.records import read_records
 from crystallm.report.diffusion_pictures import (
+    PICTURES,
     BatchProperties,
     batch_analysis,
     batch_file_name,
@@ -34,6 +36,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a run's folder or a checkpoint")
     parser.add_argument("--out", required=True, help="folder for the pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace those that are there")
     parser.add_argument("--cif", help="the real crystal")
     parser.add_argument("--records", help="folder, .tar or .parquet of generated structures")
     parser.add_argument("--number", type=int, default=16, help="structures to generate")
@@ -41,6 +44,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:
+        for name in PICTURES:
+            check_output(Path(arguments.out, f"{name}.png"), overwrite=arguments.overwrite)
         model, _ = load(arguments.model, "cpu")
         real = parse_cif(Path(arguments.cif).read_text(encoding="utf-8"))[0] if arguments.cif else ROCK_SALT
         figures, generated = pictures_of_model(model, real, arguments.number, arguments.steps, arguments.seed)
@@ -55,6 +60,6 @@ if __name__ == "__main__":
         if log := next((path for path in logs if path.is_file()), None):
             figures["training_curve"] = training_curve(log)
         paths = save_figures(figures, arguments.out)
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))
     print(*paths, sep="\n")

@@ -499,6 +499,15 @@ def batch_file_name(time: datetime) -> str:
 # ---------------------------------------------------------------- all of them
 
 
+PICTURES = (
+    "diffusion_schedule_analysis",
+    "forward_diffusion_process",
+    "reverse_diffusion_process",
+    "structure_comparison",
+    "training_curve",
+)
+
+
 def pictures_of_model(
     model: CrystalDiffusionModel, real: Crystal, n_structures: int = 16, num_steps: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Figure], list[Crystal]]:

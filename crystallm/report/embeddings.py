@@ -158,6 +158,13 @@ def _folder(path: str | Path) -> Path:
 # ------------------------------------------------------------------ files
 
 
+def embedding_files(model: GPT, tokenizer: CIFTokenizer, folder: str | Path) -> list[Path]:
+    """All that write_embeddings may write"""
+    endings = (".npz", ".csv", ".png", "_map.png", "_table.png")
+    names = [f"{vectors.name}{ending}" for vectors in class_vectors(model, tokenizer) for ending in endings]
+    return [Path(folder, name) for name in (*names, "summary.json")]
+
+
 def write_embeddings(
     model: GPT,
     tokenizer: CIFTokenizer,

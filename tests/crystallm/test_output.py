@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,41 @@ def test_a_folder_is_new_or_empty_or_of_an_earlier_run(folder: Path, tmp_path: P
             check_output_folder(folder, is_ours, OURS, overwrite=overwrite)
     with pytest.raises(ValueError, match=r"a\.cif is a file; wanted a folder"):
         check_output_folder(folder / "a.cif", is_ours, OURS, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "there"),
+    [
+        ("predict", ["a.cif", "--out", "p.csv"], "p.csv"),
+        ("score_cifs", ["a.cif", "--out", "s.parquet"], "s.parquet"),
+        ("evaluate_cifs", ["a.cif", "--out", "report.parquet"], "report.parquet"),
+        ("evaluate_cifs", ["a.cif", "--pictures", "."], "density_g_per_cm3.png"),
+        ("refine", ["a.cif", "--out", "r.tar"], "r.tar"),
+        ("sample", ["--out", "s.parquet"], "s.parquet"),
+        ("explain", ["a.cif", "--out", "why"], "why/explanations.csv"),
+        ("extract_embeddings", ["--out", "."], "formula_element_map.png"),
+        ("diffusion_pictures", ["runs/mine", "--out", "."], "training_curve.png"),
+        ("benchmark_scaling", ["--out", "g.json"], "g.json"),
+        ("benchmark_speed", ["--out", "s.json"], "s.json"),
+        ("benchmark_steering", ["--out", "."], "steering.json"),
+    ],
+)
+def test_no_command_replaces_what_is_there(
+    script: str,
+    arguments: list[str],
+    there: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each says so before it looks at anything else: the inputs of most are not even there."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(root / f"bin/{script}.py"), run_name="__main__")
+    said = f"{ended.value.code}{capsys.readouterr().err}"
+    assert f"{there.partition('/')[0]} " in said and "--overwrite replaces" in said
+    assert (tmp_path / there).read_text() == "mine"

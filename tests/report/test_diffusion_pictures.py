@@ -18,6 +18,7 @@ from crystallm.refine.schedule import make_schedule
 from crystallm.report.crystal_drawing import element_styles, radial_distribution
 from crystallm.report.diffusion_pictures import (
     BATCH_LABELS,
+    PICTURES,
     BatchProperties,
     Frame,
     batch_analysis,
@@ -307,6 +308,7 @@ def test_pictures_of_a_model_by_their_file_names(tmp_path):
         "reverse_diffusion_process",
         "structure_comparison",
     ]
+    assert (*figures, "training_curve") == PICTURES
     paths = save_figures(dict(list(figures.items())[-1:]), tmp_path / "deep/pictures")  # seconds for each
     assert [path.name for path in paths] == ["structure_comparison.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

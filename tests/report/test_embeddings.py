@@ -29,6 +29,7 @@ from crystallm.report.embeddings import (
     ClassVectors,
     class_vectors,
     count_structures,
+    embedding_files,
     save_counts,
     training_counts,
     write_embeddings,
@@ -227,6 +228,7 @@ def test_files_hold_what_the_model_holds(tmp_path: Path, vocabulary):
     save_counts(tmp_path, counts, tokenizer)
     summary = write_embeddings(model, tokenizer, info | {"path": str(tmp_path)}, tmp_path / "out", n_permutations=19)
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert set((tmp_path / "out").iterdir()) <= set(embedding_files(model, tokenizer, tmp_path / "out"))
     expected = {
         "cif": {"formula_element", "site_element", "space_group", "length", "angle", "coordinate", "integer"},
         "crystallm_v1": {"element", "space_group", "digit"},
