@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from crystallm.output import check_output_folder
 from crystallm.resources import resource_path
 
 PREFIX = "hf:"
@@ -15,6 +16,9 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 # A repository of bin/export_hf.py has the checkpoint in crystallm/; one of bin/export_model.py is a checkpoint.
 FIRST = ["crystallm/*", "config.json"]
 CHECKPOINT = ["config.json", "*.safetensors", "known.npz"]
+MODEL_FILES = ("config.json", "model.safetensors")  # written by every export
+EXTRA_FILES = ("known.npz", "known.parquet", "token_counts.npz", "README.md", "LICENSE", "loss.png")  # lie beside them
+KINDS = ("vocabulary_hash", "refiner", "predictor")  # each in the config.json of one kind of model of ours
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -32,6 +36,33 @@ def resolve_checkpoint(path: str | Path) -> Path:
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
     raise FileNotFoundError(f"{root}: no checkpoint here (config.json beside model.safetensors), nor in best/ or last/")
+
+
+def check_export(source: str | Path, target: str | Path) -> None:
+    """Whether the model `source` may be exported to the folder `target`: a new one, an empty one, an earlier export.
+
+    FileExistsError where it holds anything else: nothing of a user's is written over. Files whose names begin with a
+    dot do not count. ValueError where the source itself lies there.
+    """
+    folder = Path(target)
+
+    def is_ours(file: Path) -> bool:
+        name = file.relative_to(folder).parts[0]
+        if name.startswith("."):
+            return True
+        is_known = name in EXTRA_FILES or (name in MODEL_FILES and is_model_config(folder / "config.json"))
+        return is_known and file.is_file()
+
+    check_output_folder(folder, is_ours, "files of an exported model", [resolve_checkpoint(source)], overwrite=True)
+
+
+def is_model_config(path: Path) -> bool:
+    """Whether a config.json is that of a model of ours, whichever kind."""
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and any(kind in info for kind in KINDS)
 
 
 def download_model(name: str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crystallm.config import from_dict, to_dict
-from crystallm.hub import resolve_checkpoint
+from crystallm.hub import check_export, resolve_checkpoint
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 
@@ -90,16 +89,17 @@ def export_checkpoint(
 ) -> Path:
     """Write the weights alone, in half the bytes, with their config.json: what is released or bundled.
 
-    float16 keeps 11 bits of each weight, bfloat16 8; the weights lie far inside float16's range (checked).
+    They replace those of an earlier export; see `check_export` for other folders. float16 keeps 11 bits of each weight,
+    bfloat16 8; the weights lie far inside float16's range (checked).
     """
+    check_export(source, target)
     model, _, info = load_checkpoint(source, weights=weights)
     tensors = {name: p.detach().to(dtype).contiguous() for name, p in model.named_parameters()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{source}: {name} does not fit {dtype}")
     folder = Path(target)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     kept = {k: v for k, v in info.items() if k not in ("path", "weights", "model_hash")}
     (folder / "config.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -139,14 +139,11 @@ def load_crystallm(path: str | Path, device: torch.device | str = "cpu") -> tupl
 def import_crystallm(source: str | Path, target: str | Path) -> Path:
     """Write a released CrystaLLM model (its ckpt.pt) as a checkpoint folder, in float32: its numbers do not change.
 
-    An earlier import is replaced; FileExistsError where `target` holds anything but a checkpoint.
+    An earlier import is replaced; FileExistsError where `target` holds anything but a model.
     """
-    folder = Path(target)
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something else; wanted a new folder, or an earlier import")
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file; wanted CrystaLLM's ckpt.pt")
-    return export_checkpoint(source, folder, dtype=torch.float32)
+    return export_checkpoint(source, target, dtype=torch.float32)
 
 
 def _read_crystallm(path: Path) -> dict[str, Any]:

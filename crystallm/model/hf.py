@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crystallm.hub import MODEL_FILES, is_model_config
 from crystallm.model.checkpoint import Weights, load_checkpoint
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.hf_card import model_card
 from crystallm.model.hf_tokenizer import grammar_lark, tokenizer_config, tokenizer_json
+from crystallm.output import check_output_folder
 
 NORM_EPS = 1e-5  # of our RMSNorm and LayerNorm
 SHAPES = {"llama": ("rmsnorm", "rotary", "swiglu"), "gpt2": ("layernorm", "learned", "gelu")}
@@ -29,10 +31,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export_hf(source: str | Path, target: str | Path, dtype: str = "float32", weights: Weights = "auto") -> Path:
-    """Write the checkpoint `source` as the Hugging Face folder `target`, which is replaced if it is one.
+    """Write the checkpoint `source` as the Hugging Face folder `target`, in place of an earlier export.
 
-    Raises ValueError for a model without a stock class, a vocabulary without a stock tokenizer, or weights that do not
-    fit `dtype` (float32, bfloat16, float16).
+    FileExistsError where that holds anything else, but for LICENSE, loss.png and names that begin with a dot. Raises
+    ValueError for a model without a stock class, a vocabulary without a stock tokenizer, or weights that do not fit
+    `dtype` (float32, bfloat16, float16).
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -59,15 +62,28 @@ def export_hf(source: str | Path, target: str | Path, dtype: str = "float32", we
         "README.md": model_card(model, tokenizer, config),
     }
     folder = Path(target)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "crystallm/config.json").is_file():
-        raise FileExistsError(f"{folder} holds something else than an exported model: name another folder")
-    shutil.rmtree(folder, ignore_errors=True)
+    _check_folder(folder, {*texts, "model.safetensors"}, Path(info["path"]))
+    shutil.rmtree(folder / "crystallm", ignore_errors=True)
     (folder / "crystallm").mkdir(parents=True)
     _copy_checkpoint(Path(info["path"]), folder / "crystallm", info["weights"])
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _check_folder(folder: Path, names: Collection[str], source: Path) -> None:
+    def is_ours(file: Path) -> bool:
+        first, *inside = file.relative_to(folder).parts
+        if first.startswith(".") or first in ("LICENSE", "loss.png"):
+            return True
+        if not is_model_config(folder / "crystallm/config.json"):
+            return False
+        if first == "crystallm":
+            return not inside or inside[0] in (*MODEL_FILES, "known.npz")
+        return first in names and file.is_file()
+
+    check_output_folder(folder, is_ours, "files of an exported model", [source], overwrite=True)
 
 
 def hf_model(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:

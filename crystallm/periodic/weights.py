@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from crystallm.hub import resolve_checkpoint
+from crystallm.hub import check_export, resolve_checkpoint
 
 
 def read_info(path: str | Path, key: str, what: str) -> tuple[Path, dict[str, Any]]:
@@ -43,10 +43,11 @@ def load_weights(model: nn.Module, folder: Path) -> dict[str, str]:
 
 
 def export_weights(model: nn.Module, info: Mapping[str, Any], target: str | Path) -> Path:
-    """Write the weights alone, in 16 bits, with their config.json; files of other names in `target` stay."""
+    """Write the weights alone, in 16 bits, and their config.json, replacing an earlier export (see `check_export`)."""
+    check_export(info["path"], target)
     tensors = {name: p.detach().half().contiguous() for name, p in model.named_parameters()}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError(f"{info.get('path')}: its weights do not fit 16 bits")
+        raise ValueError(f"{info['path']}: its weights do not fit 16 bits")
     folder = Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")

@@ -118,6 +118,6 @@ def is_predictor(path: str | Path) -> bool:
 
 
 def export_predictor(source: str | Path, target: str | Path) -> Path:
-    """Write the weights alone, in 16 bits, with their config.json; files of other names in `target` stay."""
+    """Write the weights alone, in 16 bits, and their config.json, replacing an earlier export (see `check_export`)."""
     model, _, info = load_predictor(source)
     return export_weights(model, info, target)

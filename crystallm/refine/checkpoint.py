@@ -32,6 +32,6 @@ def is_refiner(path: str | Path) -> bool:
 
 
 def export_refiner(source: str | Path, target: str | Path) -> Path:
-    """Write the weights alone, in 16 bits, with their config.json; files of other names in `target` stay."""
+    """Write the weights alone, in 16 bits, and their config.json, replacing an earlier export (see `check_export`)."""
     model, info = load_refiner(source)
     return export_weights(model, info, target)

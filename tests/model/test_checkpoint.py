@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,54 @@ def test_export_keeps_the_model_in_half_the_bytes(
     tiny_gpt.embedding.plain[0, 0] = 1e6
     with pytest.raises(ValueError, match=r"embedding\.plain does not fit torch\.float16"):
         export_checkpoint(write(tmp_path / "c", tiny_gpt, tokenizer), tmp_path / "d")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_an_export_costs_no_file_but_those_of_an_earlier_one(
+    tmp_path: Path, tiny_gpt: GPT, tokenizer: CIFTokenizer, root: Path, monkeypatch, capsys
+):
+    source = write(tmp_path / "run/best", tiny_gpt, tokenizer)
+
+    def script(out: Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["export_model.py", str(source.parent), "--out", str(out)])
+        runpy.run_path(str(root / "bin/export_model.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    exported = tmp_path / "exported"
+    assert "kept" not in script(exported)
+    first = contents(exported)
+    extra = {"README.md": b"mine", "loss.png": b"x", "known.npz": b"y", "token_counts.npz": b"z", ".gitattributes": b""}
+    for name, data in extra.items():
+        (exported / name).write_bytes(data)
+    with torch.no_grad():
+        tiny_gpt.embedding.plain.mul_(2)
+    write(source, tiny_gpt, tokenizer)
+    said = script(exported)
+    assert "kept from before: README.md, known.npz, loss.png, token_counts.npz\n" in said
+    assert "earlier model's training data: known.npz, token_counts.npz; --records writes these anew" in said
+    assert contents(exported) | first == extra | first
+    assert (exported / "model.safetensors").read_bytes() != first["model.safetensors"]
+
+    cifs, stock = tmp_path / "cifs", tmp_path / "stock"
+    cifs.mkdir()
+    (cifs / "mine.cif").write_text("data_x")
+    stock.mkdir()
+    for name, text in (("config.json", '{"model_type": "llama"}'), ("model.safetensors", "weights")):
+        (stock / name).write_text(text)
+    for folder, message in (
+        (cifs, "cifs holds more than files of an exported model (mine.cif, ...)"),
+        (stock, "stock holds more than files of an exported model (config.json, ...)"),
+        (source, "best is an input"),
+        (tmp_path, "holds the input"),
+    ):
+        before = contents(folder) if folder != tmp_path else {}
+        with pytest.raises(SystemExit):
+            script(folder)
+        assert message in capsys.readouterr().err
+        assert folder == tmp_path or contents(folder) == before
 
 
 def test_a_vocabulary_of_ones_own_travels_with_the_model(tmp_path: Path):
@@ -173,8 +223,11 @@ def test_an_import_is_the_same_model(tmp_path: Path):
     import_crystallm(tmp_path / "ckpt.pt", folder)  # once more replaces it
     with pytest.raises(ValueError, match="has no moving average"):
         load_checkpoint(tmp_path / "ckpt.pt", weights="ema")
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds the input"):
         import_crystallm(tmp_path / "ckpt.pt", tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"imported holds more than files of an exported model \(notes\.txt"):
+        import_crystallm(tmp_path / "ckpt.pt", folder)
 
 
 def test_files_that_are_no_crystallm_checkpoint(tmp_path: Path):

@@ -162,7 +162,7 @@ def test_bad_targets(tmp_path: Path, tiny_gpt: GPT, tokenizer: CIFTokenizer):
         export_hf(source, tmp_path / "out", "int8")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="thesis holds more than files of an exported model"):
         export_hf(source, tmp_path / "thesis")
     assert (tmp_path / "thesis/chapter1.tex").read_text() == "years of work"
     tiny_gpt.ln_f.weight[0] = 1e6
@@ -177,6 +177,21 @@ def test_a_stock_model_is_not_one_of_ours(tmp_path: Path, exported: Path):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     with pytest.raises(ValueError, match=r"not a crystallm model's \(model_type 'llama'\)"):
         load_checkpoint(tmp_path)
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else(tmp_path: Path, exported: Path):
+    source = tmp_path / "run"
+    (exported / ".gitattributes").write_text("mine")
+    (exported / "crystallm/known.npz").write_text("of a source that has it no more")
+    export_hf(source, exported, "bfloat16")
+    assert (exported / ".gitattributes").read_text() == "mine" and not (exported / "crystallm/known.npz").exists()
+    assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
+    for name in ("notes.txt", "crystallm/notes.txt"):
+        (exported / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=rf"shared holds more than files of an exported model \({name}"):
+            export_hf(source, exported)
+        assert (exported / name).read_text() == "mine"
+        (exported / name).unlink()
 
 
 def test_the_command(

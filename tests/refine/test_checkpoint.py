@@ -39,6 +39,22 @@ def test_a_model_comes_back_and_is_exported_in_half_the_bytes(model: CrystalDiff
     assert sizes[0] < 0.65 * sizes[1] and is_refiner(small)
 
 
+def test_an_export_writes_over_no_other_file(model: CrystalDiffusionModel, tmp_path: Path):
+    run, mine = write(tmp_path / "run/best", model), tmp_path / "mine"
+    mine.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (mine / name).write_text("{}")
+        with pytest.raises(FileExistsError, match="mine holds more than files of an exported model"):
+            export_refiner(run, mine)
+        assert (mine / name).read_text() == "{}"
+    with pytest.raises(ValueError, match="best is an input"):
+        export_refiner(tmp_path / "run", run)
+    small = export_refiner(run, tmp_path / "small")
+    (small / "README.md").write_text("mine")
+    export_refiner(run, small)
+    assert (small / "README.md").read_text() == "mine"
+
+
 def test_what_is_no_refiner_is_refused(model: CrystalDiffusionModel, tmp_path: Path):
     folder = write(tmp_path / "one", model)
     (folder / "config.json").write_text(json.dumps({"model": {}}))
