@@ -110,17 +110,17 @@ def records_of_bytes(record_id: str, data: bytes, source: str, kind: str = "cif"
         return
     if b"\0" in data:
         yield rejected(
-            record_id, "binary", f"{record_id}: byte 0 at position {data.index(0)}, which no text has", source
+            record_id, "binary", f"byte 0 at position {data.index(0)}, which no text has", source
         )
         return
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         bad = data[err.start]
-        yield rejected(record_id, "not_utf8", f"{record_id}: byte 0x{bad:02x} at position {err.start}", source)
+        yield rejected(record_id, "not_utf8", f"byte 0x{bad:02x} at position {err.start}", source)
         return
     if not text.strip():
-        yield rejected(record_id, "empty", f"{record_id}: no text", source)
+        yield rejected(record_id, "empty", "no text", source)
     elif kind == "cif":
         yield from records_of_cif(record_id, text, source)
     else:
@@ -128,7 +128,7 @@ def records_of_bytes(record_id: str, data: bytes, source: str, kind: str = "cif"
 
 
 def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
-    reason = f"{record_id}: {size:,} bytes or more, the limit is {MAX_FILE_BYTES:,}"
+    reason = f"{size:,} bytes or more, the limit is {MAX_FILE_BYTES:,}"
     return rejected(record_id, "too_large", reason, source)
 
 
@@ -142,7 +142,7 @@ def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord
         try:
             blocks = split_cif(text, record_id)
         except CIFError as err:
-            yield rejected(record_id, err.reason, str(err), source)
+            yield rejected(record_id, err.reason, err.message, source)
             return
     for block_id, block in blocks:
         yield CIFRecord(printable(block_id), block, provenance={"source": printable(source)})
@@ -155,10 +155,10 @@ def _records_of_foreign(record_id: str, text: str, source: str, kind: str) -> It
     try:
         crystals = _read_poscar(text) if kind == "poscar" else _read_extxyz(text)
     except CIFError as err:
-        yield rejected(record_id, err.reason, f"{record_id}: {err.message}", source)
+        yield rejected(record_id, err.reason, err.message, source)
         return
     except (ValueError, IndexError, KeyError, TypeError, AssertionError) as err:  # what those parsers raise
-        yield rejected(record_id, "syntax", f"{record_id}: no {kind}: {type(err).__name__}: {err}", source)
+        yield rejected(record_id, "syntax", f"no {kind}: {type(err).__name__}: {err}", source)
         return
     for number, crystal in enumerate(crystals):
         name = record_id if len(crystals) == 1 else f"{record_id}#{number}"
