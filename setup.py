@@ -91,6 +91,11 @@ setup(
             "crystallm-train = crystallm.cli:train",
             "crystallm-sample = crystallm.cli:sample",
             "crystallm-evaluate = crystallm.cli:evaluate",
+            "crystallm-refine = crystallm.cli:refine",
+            "crystallm-predict = crystallm.cli:predict",
+            "crystallm-explain = crystallm.cli:explain",
+            "crystallm-diffuse = crystallm.cli:diffuse",
+            "crystallm-score = crystallm.cli:score",
             "crystallm-prepare = crystallm.cli:prepare",
             "crystallm-download = crystallm.cli:download",
         ]

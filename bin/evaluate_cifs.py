@@ -65,3 +65,5 @@ if __name__ == "__main__":
     if args.pictures:
         save_pictures(evaluation, args.pictures)
     print(json.dumps(evaluation.to_dict(), indent=2) if args.json else evaluation_table(evaluation))
+    if not evaluation.generated.rates["parse"]:
+        sys.exit(f"evaluate_cifs: none of {evaluation.generated.counts.n_read} could be read")

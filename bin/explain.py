@@ -9,6 +9,7 @@ and attention.csv, and prints a summary. What cannot be read stays in the table,
 from __future__ import annotations
 
 import argparse
+import sys
 
 from crystallm.report.explanations import explain_paths
 
@@ -24,6 +25,8 @@ if __name__ == "__main__":
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     try:
-        explain_paths(**vars(parser.parse_args()))
+        n_explained, n_read = explain_paths(**vars(parser.parse_args()))
     except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))
+    if not n_explained:
+        sys.exit(f"explain: none of {n_read} explained")

@@ -6,6 +6,7 @@ radii from Cordero et al. 2008 (crystallm.geometry). nan where nothing is known.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import numpy as np
 from pymatgen.core import Element
 
 from crystallm.geometry import covalent_radii
+from crystallm.resources import project_root
 from tokenizer.elements import SYMBOLS
 
-OUTPUT = Path(__file__).resolve().parent.parent / "resources" / "elements.npz"
 PROPERTIES = {
     "electronegativity": "X",
     "mendeleev_number": "mendeleev_no",
@@ -32,6 +33,9 @@ PROPERTIES = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=project_root() / "resources/elements.npz")
+    output = parser.parse_args().out
     warnings.filterwarnings("ignore", message="No data available|No Pauling electronegativity")  # nan says the same
     elements = [Element(symbol) for symbol in SYMBOLS]
     columns = {name: [getattr(e, attribute) for e in elements] for name, attribute in PROPERTIES.items()}
@@ -40,7 +44,7 @@ def main() -> None:
     place = {"period": [e.row for e in elements], "group": [e.group for e in elements]}
     table |= {name: np.array(column, dtype=np.int64) for name, column in place.items()}
     table["block"] = np.array(["spdf".index(e.block) for e in elements])
-    np.savez_compressed(OUTPUT, **table)  # type: ignore[arg-type]
+    np.savez_compressed(output, **table)  # type: ignore[arg-type]
     for name, column in table.items():
         print(f"{name}: {int(np.isfinite(column).sum())} elements, {np.nanmin(column):g} to {np.nanmax(column):g}")
 

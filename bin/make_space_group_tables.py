@@ -7,17 +7,21 @@ spglib's 530 settings. Stabilisers and normalisers are searched for here, in exa
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import spglib
-from pyxtal.symmetry import Group, Wyckoff_position
 
+from crystallm.resources import project_root
 from crystallm.space_groups import crystal_system
 
-OUTPUT = Path(__file__).resolve().parent.parent / "resources" / "space_groups.npz"
+if TYPE_CHECKING:
+    from pyxtal.symmetry import Wyckoff_position
+
 DENOMINATOR = 24
 OF_GROUP = ("symbol", "hall_number", "shift", "rotations", "translations", "op_start", "polar", "maps", "map_start")
 OF_POSITION = (
@@ -227,6 +231,13 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=project_root() / "resources/space_groups.npz")
+    output = parser.parse_args().out
+    try:
+        from pyxtal.symmetry import Group
+    except ModuleNotFoundError:
+        raise SystemExit("make_space_group_tables needs pyxtal: pip install 'crystallm[tables]'") from None
     rng = np.random.default_rng(0)
     default_hall = {t.number: h for h in range(530, 0, -1) for t in [spglib.get_spacegroup_type(h)]}
     out: dict[str, list] = {name: [] for name in (*OF_GROUP, *OF_POSITION, *OF_COSET)}
@@ -368,8 +379,8 @@ def main() -> None:
     arrays["symbol"] = np.array(out["symbol"])
     arrays["alias"] = np.array(list(aliases))
     arrays["alias_number"] = np.array(list(aliases.values()), np.int16)
-    np.savez_compressed(OUTPUT, **arrays)  # type: ignore[arg-type]
-    print(OUTPUT.name, OUTPUT.stat().st_size, "bytes")
+    np.savez_compressed(output, **arrays)
+    print(output.name, output.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

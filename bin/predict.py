@@ -7,6 +7,7 @@ mean absolute error to be expected of it. What cannot be read stays in the table
 from __future__ import annotations
 
 import argparse
+import sys
 
 from crystallm.rank import predict_paths
 
@@ -21,6 +22,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, help="processes that read and describe; one a core by default")
     try:
-        predict_paths(**vars(parser.parse_args()))
+        n_predicted, n_read = predict_paths(**vars(parser.parse_args()))
     except (ValueError, FileNotFoundError, FileExistsError) as err:
         parser.error(str(err))
+    if not n_predicted:
+        sys.exit(f"predict: none of {n_read} predicted")

@@ -46,3 +46,5 @@ if __name__ == "__main__":
     if out:
         write_scores(out, scores)
         print(f"{len(scores)} rows written to {out}")
+    if not any(one.rank for one in scores):
+        sys.exit(f"score_cifs: none of {len(scores)} scored")

@@ -32,6 +32,7 @@ class CanonicalError(ValueError):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+        self.message = message
 
     def __reduce__(self) -> tuple[type[CanonicalError], tuple[str, str]]:
         return type(self), (self.reason, str(self))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from crystallm.cif_symmetry import (
     SYMBOL_TAGS,
     Expected,
     expand_as_expected,
+    site_distance,
     stated_settings,
 )
 from crystallm.cif_text import (
@@ -171,7 +172,13 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         )
     if len(coords) > MAX_ATOMS:
         raise CIFError("too_large", f"{len(coords):,} atoms in the cell, at most {MAX_ATOMS:,} are read")
-    _check_overlap(lattice, coords, atomic_numbers[site_index], [labels[i] for i in site_index.tolist()])
+    _check_overlap(
+        lattice,
+        coords,
+        atomic_numbers[site_index],
+        [labels[i] for i in site_index.tolist()],
+        lambda i, j: site_distance(operations, lattice, frac_coords[site_index[i]], frac_coords[site_index[j]]),
+    )
     crystal = Crystal(lattice, coords, atomic_numbers[site_index])
     numbers = integers(table, *NUMBER_TAGS)
     header = CIFHeader(
@@ -386,8 +393,17 @@ def _occupancy(value: str, label: str) -> float:
         raise CIFError("partial_occupancy", f"occupancy of site {label!r} is {value!r}; wanted 1") from None
 
 
-def _check_overlap(lattice: Floats, coords: Floats, elements: NDArray[np.int64], labels: Sequence[str]) -> None:
-    """Two atoms within SITE_TOLERANCE_ANG of each other are at one place."""
+def _check_overlap(
+    lattice: Floats,
+    coords: Floats,
+    elements: NDArray[np.int64],
+    labels: Sequence[str],
+    distance_as_listed: Callable[[int, int], float] | None = None,
+) -> None:
+    """Two atoms within SITE_TOLERANCE_ANG of each other are at one place.
+
+    `distance_as_listed`: of two of the atoms, Å, for the message, where sites were moved onto special positions.
+    """
     # |delta| along an axis, times the distance between the cell's faces across it, is a lower bound of the distance.
     reach = SITE_TOLERANCE_ANG * np.linalg.norm(np.linalg.inv(lattice), axis=0)  # (3,), in cell edges
     first, second, third = np.argsort(reach).tolist()
@@ -404,4 +420,5 @@ def _check_overlap(lattice: Floats, coords: Floats, elements: NDArray[np.int64],
         distances = np.linalg.norm((vectors - np.rint(vectors)) @ lattice, axis=1)
         for pair in np.flatnonzero(distances < SITE_TOLERANCE_ANG)[:1]:
             both = " and ".join(f"{labels[k]!r} ({SYMBOLS[elements[k] - 1]})" for k in (i[pair], j[pair]))
-            raise CIFError("overlap", f"sites {both} are {distances[pair]:.3f} Å apart; wanted one atom at a place")
+            distance = distance_as_listed(i[pair], j[pair]) if distance_as_listed else distances[pair]
+            raise CIFError("overlap", f"sites {both} are {distance:.3f} Å apart; wanted one atom at a place")

@@ -169,6 +169,12 @@ def _first_of_each(points: Floats) -> NDArray[np.int64]:
     return np.sort(np.unique(keys, return_index=True)[1])
 
 
+def site_distance(operations: Operations, lattice: Floats, first: Floats, second: Floats) -> float:
+    """Å, from the first site to the closest image of the second, neither moved onto a special position."""
+    delta = operations.rotations @ second + operations.translations - first  # (n, 3)
+    return float(np.linalg.norm((delta - np.rint(delta)) @ lattice, axis=1).min())
+
+
 IDENTITY = Operations("P 1", np.eye(3)[None], np.zeros((1, 3)))
 
 

@@ -23,6 +23,26 @@ def evaluate() -> None:
     _run("evaluate_cifs.py")
 
 
+def refine() -> None:
+    _run("refine.py")
+
+
+def predict() -> None:
+    _run("predict.py")
+
+
+def explain() -> None:
+    _run("explain.py")
+
+
+def diffuse() -> None:
+    _run("diffuse.py")
+
+
+def score() -> None:
+    _run("score_cifs.py")
+
+
 def prepare() -> None:
     _run("prepare_data.py")
 

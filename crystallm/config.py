@@ -128,15 +128,13 @@ def flat_keys(cls: type, prefix: str = "") -> list[str]:
 
 
 def _check_keys(cls: type, tree: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    known = flat_keys(cls)
-
     def check(mapping: Mapping[str, Any], section: type, prefix: str) -> None:
         hints = typing.get_type_hints(section)
         names = {field.name for field in dataclasses.fields(section)}
         for name, value in mapping.items():
             key = f"{prefix}{name}"
             if name not in names:
-                raise ConfigError(f"{source}: no key {key!r}; the closest is {_closest(key, known)!r}")
+                raise ConfigError(f"{source}: no key {key!r}; {_hint(cls, section, key, isinstance(value, Mapping))}")
             if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
                 check(value, typing.cast(type, hints[name]), f"{key}.")
 
@@ -144,15 +142,31 @@ def _check_keys(cls: type, tree: Mapping[str, Any], source: str) -> Mapping[str,
     return tree
 
 
-def _closest(key: str, known: list[str]) -> str:
-    """Closest known key; `learning_rate` alone finds `train.learning_rate`."""
+def _hint(cls: type, section: type, key: str, is_section: bool) -> str:
+    """The closest key of the section, or of the whole config; where none is close, those of the section."""
+    prefix, dot, _ = key.rpartition(".")
+    known = flat_keys(cls)
+    sections = {name.rpartition(".")[0] for name in known}
+    of_kind = [name for name in known if (name in sections) == is_section]
+    inside = [name for name in of_kind if name.startswith(prefix + dot)]
+    for candidates, least in ((inside, 0.6), (of_kind, 0.8)):
+        closest = max(candidates, key=lambda name: (_likeness(key, name), -len(name)), default=key)
+        if candidates and _likeness(key, closest) >= least:
+            return f"the closest is {closest!r}"
+    names = [
+        f"{name}.…" if f"{prefix}{dot}{name}" in sections else name for name in flat_keys(section) if "." not in name
+    ]
+    return f"{f'the keys of {prefix!r}' if prefix else 'the keys'} are {', '.join(names)}"
 
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
-        return max(whole, last) + 0.1 * whole
 
-    return max(known, key=likeness)
+def _likeness(key: str, candidate: str) -> float:
+    """Of the last names, 1 where they are equal: by letters, by initials (`lr`: learning_rate), by words (`rate`)."""
+    name, other = key.rpartition(".")[2], candidate.rpartition(".")[2]
+    words, others = name.split("_"), other.split("_")
+    if len(others) > 1 and name == "".join(word[:1] for word in others):
+        return 1.0
+    shared = sum(any(word == one or (len(word) > 2 and one.startswith(word)) for one in others) for word in words)
+    return max(difflib.SequenceMatcher(None, name, other).ratio(), 0.9 * shared / len(words))
 
 
 def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from crystallm.data.readers import read_sources
 from crystallm.output import check_output
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
+from crystallm.rejections import Rejections
+from crystallm.text_table import text_table
 
 CHUNK = 2_000  # records at a time: memory stays the same for any number
 SHOWN = 20
@@ -28,8 +30,8 @@ def predict_paths(
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
-) -> int:
-    """Print and, with `out`, write a row for every record of the paths; how many there were.
+) -> tuple[int, int]:
+    """Print and, with `out`, write a row for every record of the paths; how many were predicted, and how many read.
 
     Raises FileNotFoundError, ValueError for an output that is neither .csv nor .parquet or is among the paths,
     FileExistsError for one that is there already, without `overwrite`.
@@ -40,27 +42,28 @@ def predict_paths(
         check_output(out, paths, overwrite)
     records = read_sources(paths, cif_column, id_column=id_column, properties={})
     predictor = Predictor.load(model, device)
-    n_shown = n = n_rejected = 0
+    n, rejections = 0, Rejections()
     tables: list[pa.Table] = []
     for chunk in _chunks(records, CHUNK):
         scored = predictor.score(chunk, workers if len(chunk) > 100 else 0)
-        rows = [_row(record, predictor.targets) for record in scored]
         if n == 0:
-            print("  ".join(["id", *predictor.targets]))
-        for record in scored[: max(0, SHOWN - n_shown)]:
-            print(_line(record, predictor.targets))
-            n_shown += 1
-        n += len(rows)
-        n_rejected += sum(record.rejected_by is not None for record in scored)
+            print(prediction_table(scored[:SHOWN], predictor.targets))
+        n += len(scored)
+        for record in scored:
+            if record.rejected_by is not None:
+                rejections.add(record.id, record.rejected_by, record.reason)
         if out is not None:
+            rows = [_row(record, predictor.targets) for record in scored]
             tables.append(pa.Table.from_pylist(rows, _schema(predictor.targets)))
-    if n > n_shown:
-        print(f"… and {n - n_shown:,} more{'' if out is None else f' in {out}'}")
-    print(f"{n - n_rejected:,} of {n:,} predicted; value ± mean absolute error to be expected")
+    if n > SHOWN:
+        print(f"… and {n - SHOWN:,} more{'' if out is None else f' in {out}'}")
+    n_predicted = n - rejections.counts.total()
+    print(f"{n_predicted:,} of {n:,} predicted; value ± mean absolute error to be expected")
+    print("".join(f"{line}\n" for line in rejections.lines()), end="")
     if out is not None and tables:
         _write(pa.concat_tables(tables), Path(out))
         print(f"written to {out}")
-    return n
+    return n_predicted, n
 
 
 def _chunks(records: Iterable[CIFRecord], size: int) -> Iterator[list[CIFRecord]]:
@@ -82,11 +85,18 @@ def _row(record: CIFRecord, targets: Sequence[str]) -> dict[str, object]:
     return row
 
 
-def _line(record: CIFRecord, targets: Sequence[str]) -> str:
-    if record.rejected_by is not None:
-        return f"{record.id}  rejected by {record.rejected_by}: {record.reason}"
-    cells = [f"{record.scores[score_name(t)]:.3f} ± {record.scores[f'{score_name(t)}_error']:.3f}" for t in targets]
-    return "  ".join([record.id, *cells])
+def prediction_table(records: Sequence[CIFRecord], targets: Sequence[str]) -> str:
+    """A line for each record; a last column names what rejected some, if any."""
+    header, rows = ["id", *targets], [[record.id, *(_cell(record, target) for target in targets)] for record in records]
+    if any(record.rejected_by is not None for record in records):
+        header.append("rejected by")
+        rows = [[*row, record.rejected_by or ""] for row, record in zip(rows, records, strict=True)]
+    return text_table(header, rows)
+
+
+def _cell(record: CIFRecord, target: str) -> str:
+    value, error = (record.scores.get(name) for name in (score_name(target), f"{score_name(target)}_error"))
+    return "" if value is None else f"{value:8.3f} ± {error:.3f}"
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,11 @@ COMMANDS = {  # function of crystallm.cli: how the help of its script begins
     "train": r"arguments: ",
     "sample": r"usage: sample\.py",
     "evaluate": r"usage: evaluate_cifs\.py",
+    "refine": r"usage: refine\.py",
+    "predict": r"usage: predict\.py",
+    "explain": r"usage: explain\.py",
+    "diffuse": r"usage: diffuse\.py",
+    "score": r"usage: score_cifs\.py",
     "prepare": r"usage: prepare_data\.py",
     "download": r"usage: download_data\.py",
 }
@@ -95,6 +101,22 @@ def test_each_command_runs_the_script_it_is_named_after(root: Path, tmp_path: Pa
     for function, start in COMMANDS.items():
         code = f"import sys; sys.argv = ['crystallm-{function}', '--help']; import crystallm.cli as c; c.{function}()"
         assert re.match(start, output([sys.executable, "-c", code], tmp_path)), function
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (Path(__file__).parent.parent / "bin").glob("make_*.py")))
+def test_scripts_that_make_tables_say_what_they_do_and_what_they_lack(
+    root: Path, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("pyxtal", "pyxtal.symmetry"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(root / "bin" / script), run_name="__main__")
+    assert "--out" in capsys.readouterr().out
+    if script == "make_space_group_tables.py":
+        monkeypatch.setattr(sys, "argv", [script])
+        with pytest.raises(SystemExit, match=r"needs pyxtal: pip install 'crystallm\[tables\]'"):
+            runpy.run_path(str(root / "bin" / script), run_name="__main__")
 
 
 def test_version_is_one(root: Path) -> None:

@@ -81,7 +81,7 @@ def parse_record(record: CIFRecord) -> CIFRecord:
     try:
         crystal, header = parse_cif(record.cif)
     except CIFError as err:
-        return replace(record, rejected_by=err.reason, reason=str(err))
+        return replace(record, rejected_by=err.reason, reason=err.message)
     return replace(record, crystal=crystal, header=header)
 
 

@@ -50,6 +50,7 @@ class _Rejected(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.message = message
 
 
 def clean_record(record: CIFRecord, options: CleanOptions) -> CleanRecord:
@@ -72,7 +73,7 @@ def clean_record(record: CIFRecord, options: CleanOptions) -> CleanRecord:
         if options.check_round_trip:
             _check_round_trip(crystal, unit)
     except (CIFError, CanonicalError, _Rejected) as err:
-        return CleanRecord(record.id, source, split=split, rejected_by=err.reason, reason=str(err))
+        return CleanRecord(record.id, source, split=split, rejected_by=err.reason, reason=err.message)
     properties = record.scores | {
         "density_g_per_cm3": crystal.density_g_per_cm3,
         "volume_per_atom_ang3": crystal.volume_ang3 / crystal.n_atoms,

@@ -111,7 +111,7 @@ def records_of_bytes(record_id: str, data: bytes, source: str, kind: str = "cif"
     try:
         text = decode_cif(data)
     except CIFError as err:
-        yield rejected(record_id, err.reason, f"{record_id}: {err.message}", source)
+        yield rejected(record_id, err.reason, err.message, source)
         return
     if kind == "cif":
         yield from records_of_cif(record_id, text, source)
@@ -120,7 +120,7 @@ def records_of_bytes(record_id: str, data: bytes, source: str, kind: str = "cif"
 
 
 def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
-    reason = f"{record_id}: {size:,} bytes or more, the limit is {MAX_FILE_BYTES:,}"
+    reason = f"{size:,} bytes or more, the limit is {MAX_FILE_BYTES:,}"
     return rejected(record_id, "too_large", reason, source)
 
 
@@ -134,7 +134,7 @@ def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord
         try:
             blocks = split_cif(text, record_id)
         except CIFError as err:
-            yield rejected(record_id, err.reason, str(err), source)
+            yield rejected(record_id, err.reason, err.message, source)
             return
     for block_id, block in blocks:
         yield CIFRecord(printable(block_id), block, provenance={"source": printable(source)})
@@ -147,10 +147,10 @@ def _records_of_foreign(record_id: str, text: str, source: str, kind: str) -> It
     try:
         crystals = _read_poscar(text) if kind == "poscar" else _read_extxyz(text)
     except CIFError as err:
-        yield rejected(record_id, err.reason, f"{record_id}: {err.message}", source)
+        yield rejected(record_id, err.reason, err.message, source)
         return
     except (ValueError, IndexError, KeyError, TypeError, AssertionError) as err:  # what those parsers raise
-        yield rejected(record_id, "syntax", f"{record_id}: no {kind}: {type(err).__name__}: {err}", source)
+        yield rejected(record_id, "syntax", f"no {kind}: {type(err).__name__}: {err}", source)
         return
     for number, crystal in enumerate(crystals):
         name = record_id if len(crystals) == 1 else f"{record_id}#{number}"

@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from crystallm.data.clean import CleanOptions, CleanRecord, clean_record, formula_of
 from crystallm.data.dedup import DuplicateSearch
-from crystallm.data.readers import count_rows, read_sources
+from crystallm.data.readers import check_sources, count_rows, read_sources, table_columns
 from crystallm.data.shards import META, ShardWriter, read_meta, write_atomically, write_meta
 from crystallm.data.split import SPLIT_NAMES, split_of
 from crystallm.data.tables import DEFAULT_PROPERTIES, replacing_table, write_table
 from crystallm.parallel import Failure, map_processes
 from crystallm.records import CIFRecord
+from crystallm.rejections import Rejections
 from tokenizer import CIFTokenizer
 from tokenizer.vocabulary import PROPERTY_NAMES
 
@@ -66,6 +67,7 @@ class PrepareConfig:
     workers: int | None = None  # None: one a core; 0: this process
     keep_work: bool = False
     overwrite: bool = False  # what another call made of this folder
+    required: tuple[str, ...] = ()  # names of properties of which some structure must have a value
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -95,25 +97,40 @@ class PrepareResult:
     rejected_by: dict[str, int]
     counts: dict[str, dict[str, int]]  # by split: structures, tokens, longest
     warnings: tuple[str, ...] = ()
+    examples: dict[str, str] = field(default_factory=dict)  # by reason: what was rejected first
+    labels: dict[str, int] = field(default_factory=dict)  # by property: structures with a value
+    unlabelled: dict[str, str] = field(default_factory=dict)  # required properties without any value, and why
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is nothing to train on as it was asked for."""
+        if not self.n_kept:
+            return "no structure was kept"
+        return f"no structure has a value of {', '.join(self.unlabelled)}" if self.unlabelled else None
 
     def __str__(self) -> str:
         lines = [f"{'read':<22}{self.n_read:>10,}"]
-        lines += [f"  {name:<20}{n:>10,}" for name, n in sorted(self.rejected_by.items(), key=lambda item: -item[1])]
+        for name, n in sorted(self.rejected_by.items(), key=lambda item: -item[1]):
+            lines.append(f"  {name:<20}{n:>10,}   {self.examples.get(name, '')}".rstrip())
         lines += [f"{'kept':<22}{self.n_kept:>10,}"]
         lines += [
             f"  {split:<20}{c['structures']:>10,}   {c['tokens']:,} tokens, "
             f"{c['tokens'] / max(1, c['structures']):.1f} a structure, longest {c['longest']:,}"
             for split, c in self.counts.items()
         ]
+        for name, n in self.labels.items():
+            why = f"; {self.unlabelled[name]}" if name in self.unlabelled else ""
+            lines.append(f"{name}: {n:,} of {self.n_kept:,} have a value{why}")
         return "\n".join([*lines, *(f"note: {text}" for text in self.warnings)])
 
 
 def prepare(config: PrepareConfig, show_progress: bool = True) -> PrepareResult:
     """Run all steps, or what is left of them. The finished result of the same call is left as it is."""
+    check_sources((*config.paths, *config.exclude))
     out, plan = Path(config.out), _plan(config)
     work = out / "work"
     if (out / META).exists() and read_meta(out).get("plan") == plan:
-        return _result(read_meta(out))
+        return _result(read_meta(out), config)
     _claim(out, plan, config.overwrite)
     warnings = _exclude(config, work, show_progress)
     chunks = _clean(config, work, show_progress)
@@ -129,15 +146,42 @@ def prepare(config: PrepareConfig, show_progress: bool = True) -> PrepareResult:
     if config.keep_duplicates:
         duplicates = duplicates.slice(0, 0)
     meta = _write_result(config, out, chunks, duplicates, show_progress)
+    if "val" not in meta["counts"] and meta["n_kept"]:
+        column = config.split_column
+        cure = "a larger --val-share" if column is None else f"rows with val in column {column!r}"
+        notes = [*notes, f"no validation structures, without which nothing is trained: prepare again with {cure}"]
     meta |= {"plan": plan, "config": asdict(config), "warnings": [*warnings, *notes]}
     write_meta(out, meta)
     if not config.keep_work:
         shutil.rmtree(work)
-    return _result(meta)
+    return _result(meta, config)
 
 
-def _result(meta: Mapping[str, Any]) -> PrepareResult:
-    return PrepareResult(meta["n_read"], meta["n_kept"], meta["rejected_by"], meta["counts"], tuple(meta["warnings"]))
+def _result(meta: Mapping[str, Any], config: PrepareConfig) -> PrepareResult:
+    labels = {name: n for name, n in meta.get("labels", {}).items() if n or name in config.required}
+    return PrepareResult(
+        meta["n_read"],
+        meta["n_kept"],
+        meta["rejected_by"],
+        meta["counts"],
+        tuple(meta["warnings"]),
+        meta.get("examples", {}),
+        labels,
+        _why_unlabelled(config, [name for name, n in labels.items() if not n]),
+    )
+
+
+def _why_unlabelled(config: PrepareConfig, names: Sequence[str]) -> dict[str, str]:
+    there = table_columns(config.paths) if names else []
+    reasons = {}
+    for name in names:
+        columns = [column for column, target in config.properties.items() if target == name]
+        if found := [column for column in columns if column in there]:
+            reasons[name] = f"no number in column {', '.join(map(repr, found))}"
+        else:
+            have = f"there are {', '.join(map(repr, there))}" if there else "there is no table"
+            reasons[name] = f"no column {' or '.join(map(repr, columns))}; {have}"
+    return reasons
 
 
 # ------------------------------------------------------------------ what is being prepared
@@ -146,7 +190,7 @@ def _result(meta: Mapping[str, Any]) -> PrepareResult:
 def _plan(config: PrepareConfig) -> str:
     """A digest of all that the result depends on: the files as they stand, the options, the vocabulary."""
     options = asdict(config)
-    for name in ("out", "workers", "keep_work", "overwrite"):
+    for name in ("out", "workers", "keep_work", "overwrite", "required"):
         del options[name]
     files = {path: _stamp(Path(path)) for path in (*config.paths, *config.exclude)}
     parts = [WORK_FORMAT, options, files, CIFTokenizer(config.vocabulary).hash]
@@ -155,8 +199,6 @@ def _plan(config: PrepareConfig) -> str:
 
 def _stamp(path: Path) -> str:
     """Changes when the file, or any file of the folder, changes in size or time."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; wanted a folder, a CIF, a table or an archive")
     digest = hashlib.sha256()
     names = [path]
     if path.is_dir():
@@ -300,7 +342,7 @@ def _write_result(
     names = config.property_names
     kept_schema = pa.schema([f for f in _clean_schema(config) if f.name not in ("rejected_by", "reason")])
     rejected_schema = pa.schema([(name, pa.string()) for name in ("id", "source", "rejected_by", "reason")])
-    rejected_by = Counter[str]()
+    rejections, labels = Rejections(), dict.fromkeys(config.properties.values(), 0)
     splits: dict[str, ShardWriter] = {}
     n_read = n_kept = 0
     with (
@@ -316,7 +358,11 @@ def _write_result(
             is_kept = pc.is_null(table["rejected_by"])
             kept, rejected = table.filter(is_kept), table.filter(pc.invert(is_kept))
             n_kept += kept.num_rows
-            rejected_by.update(rejected["rejected_by"].to_pylist())
+            for row in rejected.select(["id", "rejected_by", "reason"]).to_pylist():
+                what = "the same crystal as " if row["rejected_by"] == "duplicate" else ""
+                rejections.add(row["id"], row["rejected_by"], what + row["reason"])
+            for name in labels:
+                labels[name] += kept.num_rows - kept[name].null_count
             kept_file.write_table(kept.select(kept_schema.names))
             rejected_file.write_table(rejected.select(rejected_schema.names))
             rows = kept.select(["id", "split", *names]).to_pylist()
@@ -324,7 +370,7 @@ def _write_result(
                 if row["split"] not in splits:
                     splits[row["split"]] = stack.enter_context(ShardWriter(out, row["split"], names))
                 splits[row["split"]].add(row["id"], ids, {n: row[n] for n in names if row[n] is not None})
-    assert n_kept + rejected_by.total() == n_read, f"{n_kept} kept + {rejected_by} rejected is not {n_read} read"
+    assert n_kept + rejections.counts.total() == n_read, f"{n_kept} kept + {rejections.counts} is not {n_read} read"
     assert n_kept == sum(len(w) for w in splits.values())
     return {
         "vocabulary": tokenizer.name,
@@ -333,7 +379,9 @@ def _write_result(
         "counts": {split: splits[split].counts() for split in sorted(splits)},
         "n_read": n_read,
         "n_kept": n_kept,
-        "rejected_by": dict(rejected_by.most_common()),
+        "rejected_by": dict(rejections.counts.most_common()),
+        "examples": rejections.examples,
+        "labels": labels,
     }
 
 

@@ -9,6 +9,7 @@ is one rejected record. Property columns arrive in `record.scores`, split and so
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import lzma
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from crystallm.data.archives import ArchiveError, Member, open_packed, tar_members, zip_members
 from crystallm.data.files import (
     ARCHIVE_KINDS,
+    KINDS,
     STRUCTURE_KINDS,
     TABLE_KINDS,
     id_of,
@@ -31,7 +33,7 @@ from crystallm.data.files import (
     records_of_file,
     rejected,
 )
-from crystallm.data.tables import DEFAULT_PROPERTIES, Columns, records_of_table
+from crystallm.data.tables import DEFAULT_PROPERTIES, Columns, column_names, records_of_table
 from crystallm.records import CIFRecord, read_records
 
 logger = logging.getLogger(__name__)
@@ -59,15 +61,38 @@ def read_sources(
     split_column: str | None = None,
     properties: Mapping[str, str] | None = None,
 ) -> Iterator[CIFRecord]:
-    """Records of all the paths, one after the other. A path that does not exist is an error before any is read."""
+    """Records of all the paths, one after the other. FileNotFoundError as in check_sources, before any is read."""
     all_paths = [Path(path) for path in paths]
-    for path in all_paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; wanted a folder, a CIF, a table or an archive")
+    check_sources(all_paths)
     columns = Columns(
         cif_column, id_column, split_column, dict(DEFAULT_PROPERTIES if properties is None else properties)
     )
     return (record for path in all_paths for record in _records_of_path(path, columns))
+
+
+def check_sources(paths: Iterable[str | Path]) -> None:
+    """FileNotFoundError for a path that does not exist, and for a folder that holds no file of a kind that is read."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; wanted a folder, a CIF, a table or an archive")
+        if path.is_dir() and not any(_is_read(path, file) for file in _walk(path)):
+            endings = ", ".join(f".{ending}" for kind in KINDS.values() for ending in kind)
+            raise FileNotFoundError(f"{path}: no structure file in this folder; wanted {endings}, POSCAR or CONTCAR")
+
+
+def table_columns(paths: Iterable[str | Path]) -> list[str]:
+    """Names of the columns of the tables among the paths and in folders among them; archives are not opened."""
+    found: list[str] = []
+    for path in map(Path, paths):
+        for file in _walk(path) if path.is_dir() else [path]:
+            kind = kind_of(file.name)
+            with contextlib.suppress(*DAMAGE):
+                if kind == "parquet":
+                    found += column_names(kind, file)
+                elif kind in TABLE_KINDS:
+                    with open_packed(file) as stream:
+                        found += column_names(kind, stream)
+    return list(dict.fromkeys(found))
 
 
 def count_rows(paths: Iterable[str | Path]) -> int | None:
@@ -90,18 +115,19 @@ def _records_of_path(path: Path, columns: Columns) -> Iterator[CIFRecord]:
 
 
 def _records_of_folder(folder: Path, columns: Columns) -> Iterator[CIFRecord]:
-    found, passed_by = 0, Counter[str]()
+    passed_by = Counter[str]()
     for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
-        if kind_of(name) is None or is_hidden(name):
+        if _is_read(folder, path):
+            yield from _records_of_plain_file(path, path.relative_to(folder).as_posix(), columns)
+        else:
             passed_by[path.suffix] += 1
-        elif path.is_file():
-            found += 1
-            yield from _records_of_plain_file(path, name, columns)
     if passed_by:
         logger.info("%s: passed by %d files of other kinds: %s", folder, sum(passed_by.values()), dict(passed_by))
-    if not found:
-        yield rejected(folder.name, "empty", f"{folder}: no structure file", str(folder))
+
+
+def _is_read(folder: Path, path: Path) -> bool:
+    name = path.relative_to(folder).as_posix()
+    return kind_of(name) is not None and not is_hidden(name) and path.is_file()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

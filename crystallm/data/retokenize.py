@@ -142,6 +142,9 @@ def _new_tokenizer(
         return CIFTokenizer(vocabulary_from_spec(bpe_spec(texts, n_merges, f"{name}_{n_merges}", PATTERNS[name])))
     if name in SPECS:
         return CIFTokenizer(vocabulary_from_spec(SPECS[name]()))
+    if name not in BUILT_IN and not Path(vocabulary).is_file():
+        names = ", ".join(dict.fromkeys((*NAMES, *BUILT_IN)))
+        raise ValueError(f"no vocabulary {name!r}; wanted {names}, or a vocabulary file")
     return CIFTokenizer(vocabulary, on_unknown="raise")
 
 

@@ -50,9 +50,10 @@ class Columns:
         names = list(names)
         if self.cif == "cif" and "cif" not in names and "text" in names:  # records.parquet of a preparation
             return replace(self, cif="text").wanted(names)
-        for name in filter(None, (self.cif, self.id, self.split)):
-            if name not in names:
-                raise NoColumnError(f"no column {name!r}; the table has {', '.join(map(repr, names)) or 'none'}")
+        for option, name in (("cif", self.cif), ("id", self.id), ("split", self.split)):
+            if name is not None and name not in names:
+                have = ", ".join(map(repr, names)) or "none"
+                raise NoColumnError(f"no column {name!r} (--{option}-column names another); the table has {have}")
         extra = [self.id] if self.id else [name for name in ID_COLUMNS if name in names][:1]
         extra += [self.split] if self.split else []
         return list(dict.fromkeys([self.cif, *extra, *(name for name in self.properties if name in names)]))
@@ -71,6 +72,17 @@ def records_of_table(
         yield rejected(stem, "no_cif_column", f"{name}: {err}", source)
     except (csv.Error, pa.ArrowException) as err:
         yield rejected(stem, "bad_table", f"{name}: {err}", source)
+
+
+def column_names(kind: str, stream: BinaryIO | Path) -> list[str]:
+    """Of JSON lines, the keys of the first."""
+    if kind == "parquet":
+        return list(pq.read_schema(stream).names)
+    assert not isinstance(stream, Path)
+    if kind == "csv":
+        return list(csv.DictReader(_lines(stream)).fieldnames or [])
+    row = json.loads(stream.readline(MAX_FILE_BYTES))
+    return list(row) if isinstance(row, dict) else []
 
 
 def _records_of_row(
@@ -164,7 +176,7 @@ def _jsonl_rows(stream: BinaryIO | Path, columns: Columns) -> Iterator[dict[str,
             continue
         if not isinstance(row, dict) or columns.cif not in row:
             have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            yield "no_cif_column", f"no key {columns.cif!r} among {have}"
+            yield "no_cif_column", f"no key {columns.cif!r} (--cif-column names another) among {have}"
         else:
             yield row
 

@@ -57,7 +57,7 @@ def report_canonical(item: tuple[str, str], match: bool = True) -> CanonicalRepo
         crystal, _ = parse_cif(text)
         unit = canonicalize(crystal)
     except (CIFError, CanonicalError) as err:
-        return CanonicalReport(record_id, err.reason, str(err))
+        return CanonicalReport(record_id, err.reason, err.message)
     written = unit.to_text()
     n_tokens = len(_tokenizer().encode(written))
     try:

@@ -118,27 +118,28 @@ class Predictor:
     def score(self, records: Sequence[CIFRecord], workers: int | None = 0) -> list[CIFRecord]:
         """As many records as are given, with scores `predicted_NAME` and `predicted_NAME_error` of every target.
 
-        What cannot be read as a crystal, or is too large, is rejected by "predict"; what was rejected before but can be
-        read gets its scores.
+        What cannot be read as a crystal is rejected by the reason that CIFError names, what is too large by
+        "too_large"; what was rejected before but can be read gets its scores.
         """
         plain = [replace(record, rejected_by=None, scores={}) for record in records]
         samples, unread = make_samples(plain, (), self.texts, workers)
-        reasons = {one.place: one.reason for one in unread}
-        places = [place for place in range(len(records)) if place not in reasons]
+        rejected = {one.place: (one.rejected_by, one.reason) for one in unread}
+        places = [place for place in range(len(records)) if place not in rejected]
         for place, size in zip(places, samples.n_atoms.tolist(), strict=True):
             if size > self.most_atoms:
-                reasons[place] = f"{size} atoms in the cell, wanted {self.most_atoms} or fewer"
+                rejected[place] = "too_large", f"{size} atoms in the cell, wanted {self.most_atoms} or fewer"
         found = self.predict(samples.some(np.flatnonzero(samples.n_atoms <= self.most_atoms)))
         rows = iter(zip(found.values.tolist(), found.errors.tolist(), strict=True))
         results = []
         for place, record in enumerate(records):
-            if place not in reasons:
+            if place not in rejected:
                 scores = dict(record.scores)
                 for name, value, error in zip(self.targets, *next(rows), strict=True):
                     scores |= {score_name(name): value, f"{score_name(name)}_error": error}
                 record = replace(record, scores=scores)
             elif record.rejected_by is None:
-                record = replace(record, rejected_by="predict", reason=reasons[place])
+                rejected_by, reason = rejected[place]
+                record = replace(record, rejected_by=rejected_by, reason=reason)
             results.append(record)
         return results
 

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crystallm.asymmetric_unit import CanonicalError
 from crystallm.canonical import canonicalize
-from crystallm.cif import parse_cif
+from crystallm.cif import CIFError, parse_cif
 from crystallm.crystal import Crystal
 from crystallm.parallel import Failure, map_processes
 from crystallm.properties.description import describe
@@ -94,6 +95,7 @@ class Rejected(NamedTuple):
     place: int  # among the records
     id: str
     reason: str
+    rejected_by: str = "error"
 
 
 def make_samples(
@@ -109,8 +111,11 @@ def make_samples(
     rejected: list[Rejected] = []
     given = list(records)
     for place, (record, result) in enumerate(zip(given, map_processes(read, given, workers=workers), strict=True)):
-        if isinstance(result, (Failure, str)):
+        if isinstance(result, Failure):
             rejected.append(Rejected(place, record.id, str(result)))
+        elif isinstance(result, tuple):
+            rejected_by, reason = result
+            rejected.append(Rejected(place, record.id, reason, rejected_by))
         else:
             rows.append(result)
             kept.append(record)
@@ -138,16 +143,19 @@ class _Row:
     canonical: str
 
 
-def _read(record: CIFRecord, texts: Texts) -> _Row | str:
-    """A sample's row, or why there is none"""
+def _read(record: CIFRecord, texts: Texts) -> _Row | tuple[str, str]:
+    """A sample's row, or what rejects the record and why"""
     if record.rejected_by is not None:
-        return f"{record.rejected_by}: {record.reason}"
+        return record.rejected_by, record.reason
     for name, value in record.scores.items():
         if np.isinf(value):
-            return f"label {name} is {value}, wanted a finite number, or none where it is unknown"
-    crystal = record.crystal or parse_cif(record.cif or record.text)[0]
-    description = describe(crystal).to_json() if texts.description else ""
-    return _Row(crystal, description, canonicalize(crystal).to_text() if texts.canonical else "")
+            return "bad_label", f"{name} is {value}, wanted a finite number, or none where it is unknown"
+    try:
+        crystal = record.crystal or parse_cif(record.cif or record.text)[0]
+        canonical = canonicalize(crystal).to_text() if texts.canonical else ""
+    except (CIFError, CanonicalError) as err:
+        return err.reason, err.message
+    return _Row(crystal, describe(crystal).to_json() if texts.description else "", canonical)
 
 
 # ---------------------------------------------------------------- on disk

@@ -27,6 +27,7 @@ from crystallm.properties.samples import (
     write_samples,
 )
 from crystallm.records import CIFRecord
+from crystallm.rejections import rejection
 from crystallm.resources import resource_path
 
 
@@ -75,8 +76,10 @@ def property_samples(data: PropertyDataConfig, texts: Texts) -> tuple[SampleSet,
     workers = available_cores() if data.workers is None else data.workers
     samples, rejected = make_samples(labelled(), names, texts, workers)
     if not len(samples):
-        reason = f"; the first was rejected: {rejected[0].id}, {rejected[0].reason}" if rejected else ""
-        raise ValueError(f"{', '.join(data.path)}: no row has a label in {', '.join(data.targets)}{reason}")
+        first = [
+            f"; the first was rejected: {one.id}, {rejection(one.rejected_by, one.reason)}" for one in rejected[:1]
+        ]
+        raise ValueError(f"{', '.join(data.path)}: no row has a label in {', '.join(data.targets)}{''.join(first)}")
     write_samples(samples, cache)
     reasons.write_text(json.dumps(rejected), encoding="utf-8")
     return samples, rejected

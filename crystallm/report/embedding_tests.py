@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from crystallm.report.embeddings import ClassVectors
-from crystallm.report.tables import text_table
 from crystallm.space_groups import space_group
+from crystallm.text_table import text_table
 from tokenizer.elements import ELEMENT_RANK
 
 

@@ -16,8 +16,9 @@ from crystallm.data.readers import read_sources
 from crystallm.output import check_output_folder
 from crystallm.properties.explanation import Explanation, explain
 from crystallm.properties.prediction import NON_NEGATIVE, Predictor
-from crystallm.properties.samples import make_samples
+from crystallm.properties.samples import Rejected, make_samples
 from crystallm.records import CIFRecord
+from crystallm.rejections import rejection
 from crystallm.report.explanation_pictures import PICTURES, figures_of, target_label
 
 SHOWN = 3  # sentences and sites in a summary
@@ -61,9 +62,9 @@ def explain_paths(
     n_explained = 0
     for record in records[:limit]:
         found = explain_record(predictor, record, name)
-        if isinstance(found, str):
-            print(f"{record.id}: not explained: {found}\n")
-            rows.append({"id": record.id, "part": "rejected", "text": found})
+        if isinstance(found, Rejected):
+            print(f"{record.id}: not explained: {rejection(found.rejected_by, found.reason)}\n")
+            rows.append({"id": record.id, "part": "rejected", "name": found.rejected_by, "text": found.reason})
             continue
         n_explained += 1
         print(summary(found) + "\n")
@@ -91,15 +92,15 @@ def _is_ours(path: Path, folder: Path) -> bool:
     return path.parent.parent == folder and path.name in {f"{name}.png" for name in PICTURES}
 
 
-def explain_record(predictor: Predictor, record: CIFRecord, target: str) -> Explanation | str:
+def explain_record(predictor: Predictor, record: CIFRecord, target: str) -> Explanation | Rejected:
     """Its explanation, or why there is none."""
     samples, rejected = make_samples([record], (), predictor.texts, workers=0)
     if rejected:
-        return rejected[0].reason
+        return rejected[0]
     try:
         return explain(predictor, samples, 0, target)
     except ValueError as err:  # more atoms, or more words, than its encoders take
-        return str(err)
+        return Rejected(0, record.id, str(err), "too_large")
 
 
 def summary(explanation: Explanation) -> str:

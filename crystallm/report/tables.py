@@ -1,31 +1,10 @@
-"""Plain-text tables for a terminal."""
+"""An evaluation as plain text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from crystallm.metrics.evaluate import Evaluation, SetResult, Share
-
-Cell = str | int | float | None
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Columns as wide as their widest cell; numbers to the right, None empty."""
-    texts = [list(header)] + [[_text(cell) for cell in row] for row in rows]
-    widths = [max(len(row[k]) for row in texts) for k in range(len(header))]
-    right = [any(isinstance(row[k], int | float) for row in rows) for k in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        parts = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(cells, widths, right, strict=True)]
-        return "  ".join(parts).rstrip()
-
-    return "\n".join([line(texts[0]), "  ".join("-" * width for width in widths), *map(line, texts[1:])])
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+from crystallm.rejections import Rejections
+from crystallm.text_table import text_table
 
 
 def percent(share: float | None) -> str:
@@ -42,12 +21,11 @@ def evaluation_table(evaluation: Evaluation) -> str:
         _rates(evaluation, generated, reference),
     ]
     if counts.rejected_by:
-        examples: dict[str, str] = {}
+        rejections = Rejections()
         for row in generated.rows:
             if row.rejected_by is not None:
-                examples.setdefault(row.rejected_by, f"{row.id}: {row.reason}")
-        rows = [(name, n, examples[name][:100]) for name, n in counts.rejected_by.most_common()]
-        parts.append(text_table(("rejected by", "records", "for example"), rows))
+                rejections.add(row.id, row.rejected_by, row.reason)
+        parts.append("\n".join(["rejected by", *rejections.lines()]))
     shares = [
         _share("unique among the valid", evaluation.uniqueness),
         _share("novel among the valid", evaluation.novelty),

@@ -153,7 +153,7 @@ class CrystaLLMForm:
         try:
             cif = full_cif(record.text, record.provenance)
         except CIFError as err:
-            return replace(record, rejected_by=err.reason, reason=str(err))
+            return replace(record, rejected_by=err.reason, reason=err.message)
         try:
             text = canonicalize(parse_cif(cif)[0]).to_text()
         except CanonicalError:  # the checks say whether the crystal is one all the same

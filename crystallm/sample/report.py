@@ -18,6 +18,7 @@ from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.output import check_output
 from crystallm.records import CIFRecord, check_records_output, write_records
+from crystallm.rejections import Rejections
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
@@ -121,14 +122,14 @@ class Tally:
         self.refined: Counter[str] = (
             Counter()
         )  # taken | mended (of the taken, rejected before) | failed (kept as it was)
-        self._first: dict[str, str] = {}  # case of each reason
+        self.rejections = Rejections()
         collections.deque(self.through(records), maxlen=0)
 
     def add(self, record: CIFRecord) -> None:
         self.counts.count(record.rejected_by)
         self.n_restarts += record.provenance.get("restarts", 0)
         if record.rejected_by is not None:
-            self._first.setdefault(record.rejected_by, f"{record.reason} ({record.id})")
+            self.rejections.add(record.id, record.rejected_by, record.reason)
         if refined := record.provenance.get("refined"):
             self.refined["failed" if "failed" in refined else "taken"] += 1
             self.refined["mended"] += "mended" in refined
@@ -145,8 +146,7 @@ class Tally:
     def summary(self) -> str:
         """`kept 7 of 8`, and a line for each reason, with its first case."""
         again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
-        lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}"]
-        lines += [f"  {count} {name}: {self._first[name]}" for name, count in self.counts.rejected_by.most_common()]
+        lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}", *self.rejections.lines()]
         if self.refined.total():
             mended = f" ({self.refined['mended']} of them rejected before)" if self.refined["mended"] else ""
             failed = f"; {self.refined['failed']} kept as they were, since the refined crystal failed a check"

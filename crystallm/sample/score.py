@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from crystallm.cif import CIFError, parse_cif
 from crystallm.data.readers import read_sources
 from crystallm.parallel import Failure, map_processes
 from crystallm.records import CIFRecord
+from crystallm.rejections import Rejections
 from crystallm.sample.generate import Generator
 from tokenizer import GrammarError
 
@@ -105,7 +105,7 @@ def _describe(record: CIFRecord) -> str | Score:
         crystal, _ = parse_cif(record.cif or record.text)
         return f"{record.id}\n{canonicalize(crystal).to_text()}"
     except (CIFError, CanonicalError) as err:
-        return Score(record.id, rejected_by=err.reason, reason=str(err))
+        return Score(record.id, rejected_by=err.reason, reason=err.message)
 
 
 def _score_part(part: Sequence[str | Score], generator: Generator, given_formula: bool) -> list[Score]:
@@ -182,10 +182,11 @@ def score_table(scores: Sequence[Score], limit: int = 20) -> str:
         nats = -np.mean([one.log_likelihood_nats for one in ranked])
         given = -np.mean([one.log_likelihood_given_formula_nats for one in ranked])
         lines[-1] += f"; mean nats per structure {nats:.1f}, after the formula {given:.1f}"
-    for name, count in Counter(one.rejected_by for one in scores if one.rejected_by).most_common():
-        first = next(one for one in scores if one.rejected_by == name)
-        lines.append(f"  {count} {name}: {first.reason} ({first.id})")
-    return "\n".join(lines)
+    rejections = Rejections()
+    for one in scores:
+        if one.rejected_by:
+            rejections.add(one.id, one.rejected_by, one.reason)
+    return "\n".join([*lines, *rejections.lines()])
 
 
 def _row(one: Score) -> tuple[str, ...]:

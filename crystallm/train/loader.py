@@ -47,6 +47,12 @@ class TokenShards:
     def __init__(self, path: str | Path, split: str):
         folder = Path(path)
         if not (folder / f"tokens_{split}.npy").is_file():
+            if (folder / "meta.json").is_file():
+                name = {"train": "training", "val": "validation"}.get(split, split)
+                cure = "more structures" if split == "train" else f"a larger --{split}-share"
+                raise FileNotFoundError(
+                    f"{folder}: no {name} structures in this preparation: prepare again with {cure}"
+                )
             found = sorted(p.name for p in folder.glob("tokens_*.npy")) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"{folder}: no tokens_{split}.npy here ({found}); bin/prepare_data.py writes it")
         self.folder, self.split = folder, split

@@ -25,6 +25,7 @@ from crystallm.properties.loader import PropertyLoader
 from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SPLITS, Rejected, SampleSet, write_split_file
 from crystallm.properties.tables import PropertyDataConfig, property_samples, sample_splits
+from crystallm.rejections import rejection
 from crystallm.train.distribution import start_processes
 from crystallm.train.trainer import TrainConfig, Trainer
 from crystallm.version import __version__
@@ -174,8 +175,8 @@ def _say(
     print(to_yaml(config))
     print(f"parameters: {sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
     print(f"{len(samples):,} labelled samples, {len(rejected):,} rejected; {_counted(places)}")
-    for _, name, reason in rejected[:5]:
-        print(f"  {name}: {reason}")
+    for one in rejected[:5]:
+        print(f"  {one.id}: {rejection(one.rejected_by, one.reason)}")
     for name, loader in loaders.items():
         used = f"{len(loader.indices):,} used in {loader.n_batches} batches"
         print(f"{name}: {used}, {loader.too_large:,} with too many atoms")

@@ -653,6 +653,13 @@ def test_canonical_errors_carry_their_reason():
         assert caught.value.reason == reason
 
 
+def test_an_overlap_states_the_distance_of_the_file():
+    """Cl, 0.036 Å from the special position of Na, is moved onto it; the image that lies closest counts."""
+    for place in ("0.0064 0 0", "0 0.9936 1"):
+        with pytest.raises(CIFError, match=r"'Na1' \(Na\) and 'Cl1' \(Cl\) are 0\.036 Å apart"):
+            parse_cif(rock_salt().replace("0.5 0.5 0.5", place))
+
+
 def test_canonical_overlap():
     sites = (Site("Na", "a", (0, 0, 0)), Site("Cl", "a", (0, 0, 0)))
     unit = AsymmetricUnit((("Na", 1), ("Cl", 1)), 1, 225, (5.64, 5.64, 5.64, 90.0, 90.0, 90.0), sites)

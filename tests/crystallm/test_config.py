@@ -81,6 +81,12 @@ def test_resolved_config_is_plain_and_reads_back(tmp_path: Path) -> None:
     "arguments, message",
     [
         (["out=x", "train.lerning_rate=1"], r"'train.lerning_rate'; the closest is 'train.learning_rate'"),
+        (["out=x", "train.lr=1"], r"'train.lr'; the closest is 'train.learning_rate'"),
+        (["out=x", "lr=1"], r"'lr'; the closest is 'train.learning_rate'"),
+        (["out=x", "train.rate=1"], r"'train.rate'; the closest is 'train.learning_rate'"),
+        (["out=x", "tran.compile=true"], r"'tran'; the closest is 'train'"),
+        (["out=x", "train.zzz=1"], r"'train.zzz'; the keys of 'train' are learning_rate, compile"),
+        (["out=x", "zzz=1"], r"'zzz'; the keys are out, .*train\.…"),
         (["out=x", "learning_rate=1"], r"'learning_rate'; the closest is 'train.learning_rate'"),
         (["out=x", "train.compile=maybe"], r"train.compile: got 'maybe', wanted bool"),
         (["out=x", "steps=1.5"], r"steps: got '1.5', wanted int"),

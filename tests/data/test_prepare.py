@@ -114,7 +114,7 @@ def test_excluded_formulas_stay_out(corpus, tmp_path, caesium_chloride):
     with test_set.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["cif"], [caesium_chloride("Na", "Cl")], [caesium_chloride("K", "I")], ["data_unreadable"]])
-    result = run(corpus, tmp_path / "out", exclude=(str(test_set),))
+    result = run(corpus, tmp_path / "out", exclude=(str(test_set),), val_share=0.3)
     assert result.rejected_by["excluded_formula"] == 4  # both polymorphs of both
     assert not {"NaCl", "KI"} & {row["reduced_formula"] for row in kept(tmp_path / "out")}
     assert result.warnings == ("1 excluded structures could not be read, so their formulas are not kept out",)
@@ -166,6 +166,37 @@ def test_properties_by_name(tmp_path, rock_salt):
     assert (row["band_gap_ev"], row["bulk_modulus_gpa"], row["e_above_hull_ev_per_atom"]) == (5.0, 25.0, None)
 
 
+def test_a_property_without_any_value_is_told_with_the_columns_there_are(corpus, tmp_path):
+    columns = {"nonexistent": "foo_bar", "material_id": "words", "band_gap": "gap_ev"}
+    result = run(corpus, tmp_path / "out", properties=columns, required=("foo_bar", "words", "gap_ev"))
+    lines = str(result).splitlines()
+    there = "there are 'material_id', 'cif', 'band_gap'"
+    assert f"foo_bar: 0 of 56 have a value; no column 'nonexistent'; {there}" in lines
+    assert "words: 0 of 56 have a value; no number in column 'material_id'" in lines
+    assert "gap_ev: 28 of 56 have a value" in lines
+    assert result.failure == "no structure has a value of foo_bar, words"
+    again = run(corpus, tmp_path / "out", properties=columns)  # nothing is required, so nothing is wrong
+    assert again.failure is None and "foo_bar" not in str(again)
+
+
+def test_each_reason_has_an_example(corpus, tmp_path):
+    text = str(run(corpus, tmp_path / "out"))
+    assert re.search(r"no_cell +1   block 'x': no value for _cell_length_a.*\(bad\)", text)
+    assert re.search(r"duplicate +2   the same crystal as cs-00 \(again\)", text)
+    result = run(corpus, tmp_path / "other", cif_column="structure")
+    there = "the table has 'material_id', 'cif', 'band_gap'"
+    assert f"no column 'structure' (--cif-column names another); {there} (corpus)" in str(result)
+    assert result.failure == "no structure was kept" and rejected(tmp_path / "other")
+
+
+def test_a_preparation_without_validation_says_so(tmp_path, rock_salt):
+    pq.write_table(pa.table({"cif": [rock_salt()], "fold": ["train"]}), tmp_path / "t.parquet")
+    (note,) = run(tmp_path / "t.parquet", tmp_path / "out", val_share=0.0).warnings
+    assert note.startswith("no validation structures") and "--val-share" in note
+    (note,) = run(tmp_path / "t.parquet", tmp_path / "other", split_column="fold").warnings
+    assert note.endswith("rows with val in column 'fold'")
+
+
 def test_own_records_can_be_read_again(corpus, tmp_path):
     run(corpus, tmp_path / "out")
     again = run(tmp_path / "out" / "records.parquet", tmp_path / "again")
@@ -208,6 +239,10 @@ def test_config_checks_itself(tmp_path):
         PrepareConfig((), "out")
     with pytest.raises(FileNotFoundError, match=r"gone.cif does not exist"):
         run("gone.cif", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: no structure file in this folder"):
+        run(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.multi_process
@@ -221,7 +256,10 @@ def test_the_script(corpus, tmp_path, root):
     assert done.returncode == 0, done.stderr
     assert re.search(r"duplicate +2", done.stdout) and "clean: 100%" in done.stderr
     assert np.nanmax(open_shards(tmp_path / "out", "val").properties["gap_ev"]) > 0
+    (tmp_path / "x.cif").write_text("data_x\n")
     for arguments, message in [
+        (("x.cif", "--out", "none"), "no structure was kept"),
+        ((corpus, "--out", "unlabelled", "--property", "gone=foo_bar"), "no structure has a value of foo_bar"),
         (("gone.cif", "--out", "new"), "gone.cif does not exist"),
         ((corpus, "--out", "out"), "out holds another preparation"),
         ((corpus, "--out", "new", "--property", "gap"), "--property wants COLUMN=NAME, got 'gap'"),

@@ -17,7 +17,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystallm.cif import parse_cif
 from crystallm.data import archives, files
-from crystallm.data.readers import count_rows, read_sources
+from crystallm.data.readers import count_rows, read_sources, table_columns
 from crystallm.records import CIFRecord, write_records
 
 
@@ -176,9 +176,26 @@ def test_a_large_file_is_not_read(tmp_path):
 def test_pipes_and_missing_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe.cif")
     assert outcomes(tmp_path / "pipe.cif") == [("pipe.cif", "not_a_file")]
-    assert outcomes(tmp_path) == [(tmp_path.name, "empty")]  # and does not wait for a writer
+    with pytest.raises(FileNotFoundError, match="no structure file"):  # and does not wait for a writer
+        read_sources([tmp_path])
     with pytest.raises(FileNotFoundError, match=r"gone.cif does not exist; wanted a folder"):
         read_sources([tmp_path / "gone.cif"])
+
+
+def test_a_folder_without_structures_names_what_is_read(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".hidden.cif").write_text("x")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no structure file in this folder; wanted \.cif, .*\.zip"):
+        read_sources([tmp_path])
+
+
+def test_columns_of_tables_by_name(tmp_path, rows):
+    for name in ("a.parquet", "b.csv", "c.jsonl.gz"):
+        write_table(tmp_path / name, [{f"own_{name[0]}": 1, **rows[0]}])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "x.cif").write_text(rows[0]["cif"])
+    assert table_columns([tmp_path / "b.csv"]) == ["own_b", *rows[0]]
+    assert table_columns([tmp_path]) == ["own_a", *rows[0], "own_b", "own_c"]
 
 
 def test_poscar_and_extxyz_come_through_their_libraries(tmp_path):

@@ -78,6 +78,12 @@ def test_texts_ids_and_properties_stay(source, tmp_path, name):
         retokenize(source, tmp_path / name, name)
 
 
+def test_an_unknown_vocabulary_is_answered_with_all_there_are(source, tmp_path):
+    with pytest.raises(ValueError, match=r"no vocabulary 'nonsense'; wanted digits, .*bpe_gpt2, cif, crystallm_v1"):
+        retokenize(source, tmp_path / "out", "nonsense")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_structures_are_left_out_in_every_vocabulary(source, tmp_path):
     lengths = open_shards(source, "train").lengths
     longest = int(np.median(lengths))

@@ -107,7 +107,11 @@ def test_what_is_no_sample_is_named() -> None:
     rows = [good, CIFRecord("bad", "data_x\n"), replace(good, id="inf", scores={"heat_ev_per_atom": float("inf")})]
     made, rejected = make_samples(rows, ["heat_ev_per_atom"], workers=0)
     assert made.ids == ["salt-0"]
-    assert [(one.place, one.id) for one in rejected] == [(1, "bad"), (2, "inf")]
+    assert [(one.place, one.id, one.rejected_by) for one in rejected] == [
+        (1, "bad", "no_cell"),
+        (2, "inf", "bad_label"),
+    ]
+    assert rejected[0].reason.startswith("block 'x': no value for _cell_length_a")
     assert "inf, wanted a finite number" in rejected[1].reason
 
 
@@ -368,7 +372,7 @@ def test_broken_and_large_records_stay_with_a_reason(tmp_path: Path) -> None:
         replace(other, rejected_by="bonds"),
     ]
     scored = found.score(given)
-    assert [record.rejected_by for record in scored] == [None, "predict", "predict", "bonds"]
+    assert [record.rejected_by for record in scored] == [None, "syntax", "too_large", "bonds"]
     assert "501 atoms in the cell, wanted 500 or fewer" in scored[2].reason
     assert "predicted_band_gap_ev_error" in scored[0].scores and "predicted_band_gap_ev" in scored[3].scores
     assert scored[0].scores["predicted_band_gap_ev"] >= 0

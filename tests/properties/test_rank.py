@@ -81,13 +81,17 @@ def test_files_are_predicted_row_by_row(checkpoint: str, tmp_path: Path, capsys:
     for record in records():
         (folder / f"{record.id}.cif").write_text(record.cif)
     (folder / "broken.cif").write_text("data_x\n_cell_length_a 3\n")
-    assert predict_paths([folder], checkpoint, tmp_path / "p.parquet", workers=0) == 5
+    assert predict_paths([folder], checkpoint, tmp_path / "p.parquet", workers=0) == (4, 5)
     rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
-    assert [row["id"] for row in rows if row["rejected_by"]] == ["broken"]
+    assert [(row["id"], row["rejected_by"]) for row in rows if row["rejected_by"]] == [("broken", "no_cell")]
     good = [row for row in rows if not row["rejected_by"]]
     assert all(np.isfinite(row["formation_energy_ev_per_atom"]) and row["band_gap_ev"] >= 0 for row in good)
     assert all(row["formation_energy_ev_per_atom_error"] > 0 for row in good)
-    assert "4 of 5 predicted" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 5 predicted" in printed and "  1 no_cell: block 'x': no value for _cell_length_b" in printed
+    assert "cif.py" not in printed and "CIFError" not in printed
+    table = printed.splitlines()[:7]
+    assert {line.rindex("±") for line in table[3:]} == {table[3].rindex("±")} and table[2].endswith("no_cell")
     predict_paths([folder], checkpoint, tmp_path / "p.csv", workers=0)
     header = (tmp_path / "p.csv").read_text().splitlines()[0]
     assert header.replace('"', "").startswith(

@@ -51,6 +51,7 @@ def test_pictures_tables_and_a_summary(
     value, change = "value_formation_energy_ev_per_atom", "change_formation_energy_ev_per_atom"
     assert list(rows[0]) == ["id", "part", "name", "text", value, change]
     rejected = {row["id"]: row["text"] for row in rows if row["part"] == "rejected"}
+    assert [row["name"] for row in rows if row["part"] == "rejected"] == ["no_cell", "too_large"]
     assert set(rejected) == {"b", "c"} and "_cell_length_a" in rejected["b"]
     assert "9 atoms in the cell, wanted 1 to 6" in rejected["c"]
     [prediction] = [row for row in rows if row["part"] == "prediction"]
@@ -62,7 +63,9 @@ def test_pictures_tables_and_a_summary(
     of_titanium = [float(row["site_to_word_share"]) for row in attention if row["site"] == "Ti"]
     assert sum(of_titanium) == pytest.approx(1, abs=1e-4)
     printed = capsys.readouterr().out
-    assert "a TiO2: formation energy (eV/atom)" in printed and "b: not explained: CIFError" in printed
+    assert (
+        "a TiO2: formation energy (eV/atom)" in printed and "b: not explained: no_cell: block 'nothing': no" in printed
+    )
     assert "1 of 3 explained" in printed
 
 

@@ -147,10 +147,13 @@ def test_condition_lines_are_drawn_and_true(shards: TokenShards, tokenizer: CIFT
 
 
 def test_errors_say_what_is_there(shards: TokenShards, tokenizer: CIFTokenizer, tmp_path: Path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no tokens_test.npy here \(\['tokens_train.npy', 'tokens_val.npy'\]\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no test structures in this preparation: .* a larger --test-share"):
         TokenShards(shards.folder, "test")
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no validation structures in this preparation: .* larger --val-share"):
+        TokenShards(tmp_path, "val")
+    with pytest.raises(FileNotFoundError, match=r"no training structures in this preparation: .* more structures"):
+        TokenShards(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         TokenShards(tmp_path / "nowhere", "train")
     with pytest.raises(ValueError, match="no property 'volume'; it holds band_gap_ev, density_g_per_cm3"):
