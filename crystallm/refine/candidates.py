@@ -37,8 +37,8 @@ def sample_best(
 
     `lattice` (3, 3), Å, or None; `species` of one crystal; `settings` as in `model.sample`. In a given cell a candidate
     is drawn in one 1 / m as large, and repeated; m divides the number of atoms of each element, is at most MAX_INDEX,
-    and is drawn in proportion to itself, so that each m has as many atoms placed. Without a cell each candidate is one
-    of `model.sample`. Judged by `model.noise_errors`. Raises ValueError as `model.sample`.
+    and is drawn in proportion to its root. Without a cell each candidate is one of `model.sample`. Judged by
+    `model.noise_errors`. Raises ValueError as `model.sample`.
     """
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, got {candidates}")
@@ -70,7 +70,8 @@ def _repeating(
     indices = [m for m in divisors(math.gcd(*counts.values())) if m <= MAX_INDEX]
     known = {m: divisions(lattice, m) for m in indices}
     rng = np.random.default_rng([seed, len(species)])
-    divided = rng.choice(indices, number, p=np.array(indices) / sum(indices)).tolist()
+    effort = np.sqrt(indices)
+    divided = rng.choice(indices, number, p=effort / effort.sum()).tolist()
     matrices: list[Ints] = []
     for m in divided:
         ways, weights = known[m]

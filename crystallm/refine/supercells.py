@@ -46,7 +46,7 @@ def divisions(lattice: ArrayLike, index: int) -> tuple[Ints, Floats]:
     """(n, 3, 3) integers, (n,): the compact ways to divide a cell into `index`, and how likely each is.
 
     lattice = matrix @ smaller lattice, which is Minkowski-reduced. A crystal has as a rule the symmetry that its cell
-    shows, so a division weighs as the square of the number of rotations of the cell that keep it.
+    shows, so a division weighs as the cube of the number of rotations of the cell that keep it.
     """
     lattice = np.asarray(lattice, dtype=np.float64)
     forms = hermite_forms(index)
@@ -55,7 +55,7 @@ def divisions(lattice: ArrayLike, index: int) -> tuple[Ints, Floats]:
     inverse = np.linalg.inv(forms)
     turned = inverse[:, None] @ lattice_rotations(lattice) @ forms[:, None]  # (n, n_rotations, 3, 3)
     kept = (np.abs(turned - np.rint(turned)) < 1e-6).all(axis=(2, 3)).sum(axis=1)
-    weights = kept.astype(np.float64) ** 2
+    weights = kept.astype(np.float64) ** 3
     changes = [reduce_lattice(one @ lattice)[1] for one in inverse]  # reduced = change @ smaller
     matrices = [np.rint(form @ np.linalg.inv(change)) for form, change in zip(forms, changes, strict=True)]
     return np.array(matrices, dtype=np.int64), weights / weights.sum()
