@@ -33,7 +33,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--dataset", help="perov5, carbon24, mp20, mpts52, or a table with a column cif")
     parser.add_argument("--split", default="val", help="of the data set (default: val)")
-    parser.add_argument("--data", help="folder of the data set's table")
+    parser.add_argument("--data", default=os.environ.get("CRYSTALLM_DATA"), help="folder of the data set's table")
     parser.add_argument("--limit", type=int, help="the first rows only")
     parser.add_argument("--max-atoms", type=int, default=40, help="cells with more are left out (default: 40)")
     parser.add_argument("--steps", type=int, help="with --dataset; left out: all of the model's schedule")

@@ -68,6 +68,8 @@ def load_references(
         raise DatasetError(f"limit must be at least 1, got {limit}")
     base, _, half = (split or "").partition("_")
     path = find_file(dataset, base, data) if dataset in DATASETS else Path(dataset)
+    if not path.is_file():
+        raise FileNotFoundError(f"{dataset}: no such file, and none of the sets {', '.join(DATASETS)}")
     table, rows = _read_table(path, base, is_named=dataset in DATASETS)
     if where:
         table, rows = table.query(where), [*rows, where]

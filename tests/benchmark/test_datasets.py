@@ -79,6 +79,8 @@ def test_errors(tmp_path: Path, table: Path) -> None:
         load_references("mp20", None, str(tmp_path))
     with pytest.raises(DatasetError, match="CRYSTALLM_DATA"):
         load_references("mp20", "val")
+    with pytest.raises(FileNotFoundError, match="mp21: no such file, and none of the sets perov5, carbon24"):
+        load_references("mp21", "val")
     with pytest.raises(FileNotFoundError, match=r"mp_20_val\.csv.*download_data"):
         load_references("mp20", "val", str(tmp_path))
     with pytest.raises(DatasetError, match="no row is left by test"):

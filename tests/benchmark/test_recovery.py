@@ -39,7 +39,7 @@ def test_what_is_recovered_is_counted(prototype, cells: int):
 
 
 def test_known_crystals_are_drawn_in_their_conventional_cells():
-    """Of rock salt's primitive cell, BCC and one that cannot be read, two are cells; one of their structures is right."""
+    """Of rock salt's primitive cell, BCC and one that cannot be read, two are cells; one structure is right."""
     fcc = np.array([[0, 2.82, 2.82], [2.82, 0, 2.82], [2.82, 2.82, 0]])
     primitive = Crystal(fcc, np.array([[0.0] * 3, [0.5] * 3]), np.array([11, 17]))
     references = [Reference("a", "", primitive), Reference("b", "", PROTOTYPES[1].crystal()), Reference("c", "", None)]
@@ -48,11 +48,10 @@ def test_known_crystals_are_drawn_in_their_conventional_cells():
 
     class Salt(CrystalDiffusionModel):
         def sample(self, batch_size, lattice, species, **settings):  # type: ignore[no-untyped-def,override]
-            np.testing.assert_allclose(
-                np.linalg.det(lattice), salt.volume_ang3 if len(species) == 8 else iron.volume_ang3
-            )
-            frac = salt.frac_coords if len(species) == 8 else np.array([[0, 0, 0], [0.1, 0.5, 0.2]])
-            return [Crystal(lattice, frac, np.sort(salt.atomic_numbers) if len(species) == 8 else iron.atomic_numbers)]
+            cell = salt if len(species) == 8 else iron
+            np.testing.assert_allclose(np.linalg.det(lattice), cell.volume_ang3)
+            frac = salt.frac_coords if cell is salt else np.array([[0, 0, 0], [0.1, 0.5, 0.2]])
+            return [Crystal(lattice, frac, cell.atomic_numbers)]
 
     row = find_known(Salt(hidden_dim=8, num_layers=1, timesteps=4), cells, candidates=0, num_steps=2, seed=0)
     assert (row.n_cells, row.n_matched) == (2, 1) and row.mean_distance < 1e-6
