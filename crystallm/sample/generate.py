@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crystallm.records import CIFRecord
     from tokenizer import CIFTokenizer
 
+SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
 CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
 
@@ -280,17 +281,14 @@ class Generator:
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
         provenance = self._provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
+        scores = (sample.log_likelihood, sample.log_likelihood / max(n_tokens, 1), sample.log_mass)
         record = CIFRecord(
             id=record_id,
             cif=text,
             prompt=prompt.source,
             text=text,
             provenance=provenance,
-            scores={
-                "log_likelihood_nats": sample.log_likelihood,
-                "log_likelihood_per_token": sample.log_likelihood / max(n_tokens, 1),
-                "log_mask_mass_nats": sample.log_mass,
-            },
+            scores=dict(zip(SAMPLE_SCORES, scores, strict=True)),
         )
         if sample.stopped != "end":
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)

@@ -203,13 +203,22 @@ def _counted(
 
 def search_summary(result: SearchResult, find_known: Callable[[str], str | None] | None = None) -> str:
     """The distinct crystals, and the answer among them."""
-    lines = [f"{result.prompt or 'unprompted'}: {len(result.polymorphs)} distinct crystals", ""]
-    if result.polymorphs:
-        lines = [*lines, polymorph_table(result.polymorphs), ""]
+    rows = result.polymorphs
+    lines = [f"{result.prompt or 'unprompted'}: {len(rows)} distinct crystals", ""]
     if result.answer is None:
         lines.append("no answer: no record is valid")
     else:
-        lines += [f"answer, by {result.selected_by}:", table([result.records[result.answer]], find_known), ""]
+        n_valid, n_formulas = sum(row.n for row in rows), len({row.formula for row in rows})
+        lines += [polymorph_table(rows), ""]
+        if n_formulas > 1:
+            lines.append(f"the samples are of {n_formulas} different formulas: these crystals are not polymorphs")
+        if n_valid > 1 and all(row.n == row.n_agreeing == 1 for row in rows):
+            lines.append(f"no two of the {n_valid} samples agree")
+        n_agreeing = rows[0].n_agreeing
+        n_others = max(0, n_agreeing - rows[0].n)
+        others = f"; the vote takes {n_others} of other rows for this crystal" if n_others else ""
+        lines.append(f"answer, by {result.selected_by} ({n_agreeing} of {n_valid} samples{others}):")
+        lines += [table([result.records[result.answer]], find_known), ""]
     lines.append(f"cost: {result.n_structures} structures, {result.n_tokens} tokens")
     return "\n".join(lines)
 
