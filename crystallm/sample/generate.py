@@ -75,6 +75,8 @@ class GenerateConfig:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.max_draws is not None and self.max_draws < self.num:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
+        if self.max_draws is not None and not self.until_valid:
+            raise ValueError(f"max_draws goes with until_valid, got max_draws={self.max_draws} alone")
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.workers is not None and self.workers < 0:
@@ -85,6 +87,10 @@ class GenerateConfig:
             raise ValueError(f"constraints must be none, syntax or full, got {self.constraints!r}")
         if self.refine and self.rules == "none":
             raise ValueError("refine keeps what passes the checks, so it goes with rules, got rules='none'")
+        if self.refiner is not None and not self.refine:
+            raise ValueError(f"refiner goes with refine, got refiner={self.refiner!r} alone")
+        if self.min_distance_ang is not None and self.constraints in ("none", "syntax"):
+            raise ValueError(f"min_distance_ang goes with constraints=full, got constraints={self.constraints}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         self.draw  # noqa: B018  (its values are checked too)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,14 @@ from crystallm.sample.prompts import begin, benchmark_prompt, parse_prompt
 from crystallm.sample.report import run, search_summary
 from crystallm.sample.rules import Rules
 from crystallm.sample.scorers import Scorer, find_scorer
-from crystallm.sample.search import SEARCHES, SearchConfig, SearchResult, group_probabilities, search_from
+from crystallm.sample.search import (
+    SEARCHES,
+    SearchConfig,
+    SearchResult,
+    group_probabilities,
+    search_from,
+    searches_with,
+)
 from crystallm.sample.selection import polymorphs, select
 from tokenizer import CIFTokenizer
 
@@ -323,7 +331,14 @@ def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: py
 
 def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--policy", "uct"], "--policy goes with --search"),
+        (["--policy", "uct"], "--policy goes with --search mcts"),
+        (["--search", "beam", "--scorer", "density"], "--scorer goes with --search mcts; beam does not look at it"),
+        (["--search", "beam", "--num", "4"], "space_groups, mcts; beam does not look at it"),
+        (["--search", "beam", "--temperature", "0.7"], "--temperature goes with --search best_of_n"),
+        (["--search", "self_consistency", "--groups", "4"], "--groups goes with --search space_groups; self_"),
+        (["--search", "energy_votes", "--width", "4"], "--width goes with --search beam, mcts; energy_votes"),
+        (["--search", "mcts", "--branch", "tokens"], "--branch goes with --search beam; mcts does not look at it"),
+        (["--refiner", "mine"], "refiner goes with refine, got refiner='mine' alone"),
         (["--search", "beam", "--width", "0"], "width must be at least 1"),
         (["--search", "space_groups", "--prompt", "Na-Cl"], "wants a prompt with a formula"),
     ):
@@ -331,3 +346,35 @@ def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         with pytest.raises(SystemExit):
             runpy.run_path(str(root / "bin" / "sample.py"), run_name="__main__")
         assert message in capsys.readouterr().err
+
+
+def test_every_setting_belongs_to_a_search() -> None:
+    for one in fields(SearchConfig):
+        assert searches_with(one.name), one.name
+    assert searches_with("width") == ["beam", "mcts"] and searches_with("select") == list(SEARCHES)
+    assert "beam" not in searches_with("num") and searches_with("prompt") == list(SEARCHES)
+    drawing = {one.name for one in fields(GenerateConfig)}
+    assert all(drawing.issuperset(kind.unused) for kind in SEARCHES.values())
+
+
+def test_beam_does_not_look_at_what_it_says(generator: Generator) -> None:
+    plain = GenerateConfig(num=2, rules="none", seed=0)
+    asked = replace(parse_prompt("NaCl"), request=Request(given_units=2))
+    other = {"num": 5, "temperature": 0.3, "top_k": 2, "top_p": 0.5, "restarts": 1, "dtype": "bfloat16"}
+    assert set(other) == set(SEARCHES["beam"].unused)
+    texts = [
+        [record.text for record in search_from(generator, [asked], SearchConfig("beam", width=3), config)[0].records]
+        for config in (plain, replace(plain, **other))  # type: ignore[arg-type]
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_help_states_the_defaults(root: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, str(root / "bin/sample.py"), "--help"], capture_output=True, text=True
+    ).stdout
+    shown = " ".join(shown.split())
+    for name in ("num", "temperature", "restarts", "batch", "guidance", "device", "dtype", "rules"):
+        assert re.search(rf"--{name} \S+ [^(]*\(default: {GenerateConfig.__dict__[name]}\b", shown), name
+    for name in ("width", "groups", "leaves", "policy", "scorer"):
+        assert re.search(rf"--{name} \S+ [^(]*\(default: {SearchConfig.__dict__[name]}\)", shown), name
