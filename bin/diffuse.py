@@ -44,8 +44,9 @@ if __name__ == "__main__":
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="checkpoint of a diffusion model, or the folder of its run")
     source.add_argument("--train", nargs="+", metavar="ARGUMENT", help="train first: YAML files and key=value")
-    parser.add_argument("--out", default="generated", help="folder")
-    parser.add_argument("--no-save", action="store_true", help="write nothing")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--out", default="generated", help="folder (default: %(default)s)")
+    target.add_argument("--no-save", action="store_true", help="write nothing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args()
     try:

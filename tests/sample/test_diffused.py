@@ -249,6 +249,7 @@ def test_the_script_trains_generates_and_tells_errors(root: Path, tmp_path: Path
         (["--species", "Qq"], "got 'Qq'"),
         ([*free, "--species", "Na Cl", "--formula-units", "4"], "formula_units goes with a formula"),
         ([*free, "--formula-units", "4"], "formula_units goes with a formula"),
+        ([*free, "--out", f"{tmp_path}/made"], "not allowed with argument --no-save"),
         ([*free, "--corrector-steps", "5"], "corrector_steps goes with sampler=predictor_corrector"),
         ([*free, "--species", "Na Cl", "--cell", "0.2"], "too small for 2 atoms: 0.004 Å³ an atom, wanted at least 2"),
         ([*free, "--cell", "1"], "a volume within a factor of 1.25 of 1.0"),
