@@ -52,7 +52,7 @@ if __name__ == "__main__":
             workers=args.workers,
         )
         evaluation = evaluate(config)
-    except (FileNotFoundError, ImportError) as err:
+    except (FileNotFoundError, ImportError, ValueError) as err:
         sys.exit(f"evaluate_cifs: {err}")
     if args.out:
         write_report(evaluation, args.out)
