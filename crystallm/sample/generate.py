@@ -19,7 +19,7 @@ from crystallm.hub import BUNDLED, resolve_checkpoint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.logits import Draw
-from crystallm.sample.prompts import Mode, Prompt, read_prompts
+from crystallm.sample.prompts import Mode, Prompt, placed_prompts
 from crystallm.sample.queue import Queue, Series, Ticket
 from crystallm.sample.rules import Rules, rules_of
 from crystallm.sample.steering import Steering, add_lines, property_lines, read_steering
@@ -155,7 +155,14 @@ class Generator:
         """Those that config asks for. Raises PromptError for what no structure can satisfy."""
         steering = self.steering(config)
         asked = (config.space_group, config.formula_units, steering)
-        return [self._with_lines(self.form.prompt(source, *asked)) for source in read_prompts(config.prompt)]
+        prompts = []
+        for place, source in placed_prompts(config.prompt):
+            try:
+                prompt = self._with_lines(self.form.prompt(source, *asked))
+            except PromptError as err:
+                raise PromptError(f"{place}: {err}" if place else str(err)) from None
+            prompts.append(replace(prompt, place=place))
+        return prompts
 
     def _with_lines(self, prompt: Prompt) -> Prompt:
         vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
