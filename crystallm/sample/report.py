@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import secrets
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
 from crystallm.asymmetric_unit import AsymmetricUnit
@@ -18,8 +20,10 @@ from crystallm.cif import parse_cif
 from crystallm.geometry import shortest_distance
 from crystallm.records import CIFRecord, write_records
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.scorers import computed
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
+from crystallm.sample.steering import property_label
 
 if TYPE_CHECKING:
     from crystallm.checks.fingerprints import KnownFingerprints
@@ -114,8 +118,11 @@ def _row_without_text(record: CIFRecord) -> tuple[str, ...]:
 class Tally:
     """What a summary tells of records, none of them kept."""
 
-    def __init__(self, records: Iterable[CIFRecord] = ()) -> None:
+    def __init__(self, records: Iterable[CIFRecord] = (), asked: Mapping[str, float] | None = None) -> None:
+        """`asked`: properties by their full names; those that can be computed are, of the valid records."""
         self.counts = FilterCounts()
+        self.asked = {name: value for name, value in (asked or {}).items() if computed(name) is not None}
+        self.obtained: dict[str, array[float]] = {name: array("d") for name in self.asked}
         self.n_restarts = 0
         self.refined: Counter[str] = (
             Counter()
@@ -128,6 +135,11 @@ class Tally:
         self.n_restarts += record.provenance.get("restarts", 0)
         if record.rejected_by is not None:
             self._first.setdefault(record.rejected_by, f"{record.reason} ({record.id})")
+        else:
+            for name, values in self.obtained.items():
+                scorer = computed(name)
+                assert scorer is not None
+                values.extend(scorer.function([record]))
         if refined := record.provenance.get("refined"):
             self.refined["failed" if "failed" in refined else "taken"] += 1
             self.refined["mended"] += "mended" in refined
@@ -148,6 +160,17 @@ class Tally:
             lines.append(f"refined {self.refined['taken']}{mended}{failed if self.refined['failed'] else ''}")
         return "\n".join(lines)
 
+    def obtained_summary(self) -> str:
+        """`density asked 2.10 g/cm³, obtained 2.05 (1.90 to 2.31)`, median and extremes; a line a property."""
+        lines = []
+        for name, value in self.asked.items():
+            label, unit = property_label(name)
+            values = np.array(self.obtained[name])
+            if len(values):
+                obtained = f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
+                lines.append(f"{label} asked {value:.2f} {unit}, obtained {obtained}")
+        return "\n".join(lines)
+
 
 def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: Ranking | None = None) -> Tally:
     """Generate or, with `settings`, search; print, write: what bin/sample.py does.
@@ -161,7 +184,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
     find_known, note = _known(config, generator)
     results = search(config.prompt, settings, config) if settings else []
     found = (record for result in results for record in result.records)
-    tally, shown = Tally(), list[CIFRecord]()
+    steering = generator.steering(config)
+    tally, shown = Tally(asked=steering.settings.get("properties")), list[CIFRecord]()
     drawn: Iterable[CIFRecord] = found if settings else generator.stream(config)
     if ranking is not None:
         drawn = ranking.order(list(drawn))
@@ -175,8 +199,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
         if more := tally.counts.n_valid - len(shown):
             print(f"… and {more:,} more{', not written: no --out' if config.out is None else f' in {config.out}'}")
     print(tally.summary())
-    if asked := generator.steering(config).summary():
-        print(asked)
+    for line in filter(None, (steering.summary(), tally.obtained_summary())):
+        print(line)
     print(f"seed {config.seed}; {note}")
     if generator.form.note:
         print(generator.form.note)
