@@ -26,12 +26,14 @@ if __name__ == "__main__":
     atoms.add_argument("--species", help='each atom in the cell, as in "Na Na Cl Cl"')
     atoms.add_argument("--formula", help="instead, with the number of its units in the cell")
     atoms.add_argument("--compositions", metavar="FOLDER", help="draw from the train split of these token shards")
-    parser.add_argument("--formula-units", type=int, default=1)
+    parser.add_argument("--formula-units", type=int, help="of --formula, in the cell (default: 1)")
     parser.add_argument("--cell", nargs="+", type=float, metavar="X", help="a b c alpha beta gamma, Å and °; a: a cube")
-    parser.add_argument("--num", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="left out: all of the model's schedule")
-    parser.add_argument("--sampler", choices=get_args(Sampler), default="ancestral")
-    parser.add_argument("--corrector-steps", type=int, default=1, help="at each step of predictor_corrector")
+    parser.add_argument("--num", type=int, default=DiffuseConfig.num, help="structures (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of denoising (default: all of the model's schedule)")
+    parser.add_argument(
+        "--sampler", choices=get_args(Sampler), default=DiffuseConfig.sampler, help="(default: %(default)s)"
+    )
+    parser.add_argument("--corrector-steps", type=int, help="at each step of predictor_corrector (default: 1)")
     parser.add_argument(
         "--candidates",
         type=int,
@@ -43,13 +45,16 @@ if __name__ == "__main__":
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="checkpoint of a diffusion model, or the folder of its run")
     source.add_argument("--train", nargs="+", metavar="ARGUMENT", help="train first: YAML files and key=value")
-    parser.add_argument("--out", default="generated", help="folder (default: generated); the .parquet stands beside it")
-    parser.add_argument("--no-save", action="store_true", help="write nothing")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--out", default="generated", help="folder (default: %(default)s); the .parquet stands beside it"
+    )
+    target.add_argument("--no-save", action="store_true", help="write nothing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     given = parser.parse_args()
     try:
-        is_drawn = given.species is None and given.formula is None
-        species = None if is_drawn else read_species(given.species, given.formula, given.formula_units)
+        atoms_given = (given.species, given.formula, given.formula_units)
+        species = None if atoms_given == (None, None, None) else read_species(*atoms_given)
         cell = given.cell and tuple(given.cell)
         sampling = (given.steps, given.sampler, given.corrector_steps, given.seed)
         config = DiffuseConfig(species, cell, given.num, *sampling, given.candidates, given.rules)

@@ -27,8 +27,13 @@ if __name__ == "__main__":
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
     parser.add_argument("--keep-rejected", action="store_true", help="write the rejected ones too")
     parser.add_argument("--model", help="checkpoint of a refiner; left out: the bundled one")
-    parser.add_argument("--sigma", type=float, default=DEFAULT.start_sigma_ang, help="how far off atoms may be, Å")
-    parser.add_argument("--steps", type=int, default=DEFAULT.num_steps)
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        default=DEFAULT.start_sigma_ang,
+        help="how far off atoms may be, Å (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=DEFAULT.num_steps, help="of denoising (default: %(default)s)")
     parser.add_argument("--keep-cell", action="store_true", help="move the atoms alone")
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")

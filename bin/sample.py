@@ -15,17 +15,25 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from crystallm.sample.generate import GenerateConfig
+from crystallm.sample.generate import DRAWS_PER_VALID, GenerateConfig
+from crystallm.sample.mcts import MCTSConfig
 from crystallm.sample.report import run
-from crystallm.sample.search import SEARCHES, SearchConfig
+from crystallm.sample.search import SEARCHES, SearchConfig, searches_with
 from crystallm.sample.steering import read_assignments
 
 if TYPE_CHECKING:
     from crystallm.sample.ranking import Ranking
 
 
+DRAW, SEARCH = GenerateConfig, SearchConfig  # for their defaults
+
+
 def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchConfig | None, Ranking | None]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # so that what was typed is known
+    )
     parser.add_argument("--prompt", help="what to make; left out: anything")
     parser.add_argument("--space-group", help="symbol in any spelling, or number")
     parser.add_argument("--formula-units", type=int, help="in the primitive cell")
@@ -34,19 +42,33 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     )
     parser.add_argument("--cell", metavar="a=4.0,c=6.1,...", help="numbers of the conventional cell, any of the six")
     parser.add_argument("--prototype", help="fcc, rock_salt, perovskite, ...: space group and sites")
-    parser.add_argument("--guidance", type=float, default=1.0, help="above 1: follow --property more closely (2 to 3)")
-    parser.add_argument("--num", type=int, default=8, help="samples for each prompt")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the most likely token")
-    parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
-    parser.add_argument("--top-p", type=float, help="draw among the most likely tokens that hold this probability")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help=f"above 1: follow --property more closely, at 2 to 3 (default: {DRAW.guidance})",
+    )
+    parser.add_argument("--num", type=int, help=f"samples for each prompt (default: {DRAW.num})")
+    parser.add_argument(
+        "--temperature", type=float, help=f"0 always takes the most likely token (default: {DRAW.temperature})"
+    )
+    parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens (default: all)")
+    parser.add_argument(
+        "--top-p", type=float, help="draw among the most likely tokens that hold this probability (default: all)"
+    )
     parser.add_argument("--seed", type=int, help="same seed, same text; left out: a fresh one, printed")
     parser.add_argument("--constraints", choices=("none", "syntax", "full"), help="default: the strongest there are")
     parser.add_argument("--min-distance", dest="min_distance_ang", type=float, help="Å; by default by covalent radii")
-    parser.add_argument("--restarts", type=int, default=20, help="dead ends drawn again before a sample is given up")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        help=f"dead ends drawn again before a sample is given up (default: {DRAW.restarts})",
+    )
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
-    parser.add_argument("--max-draws", type=int, help="give up then (default 20 NUM)")
+    parser.add_argument("--max-draws", type=int, help=f"give up then (default: {DRAWS_PER_VALID} NUM)")
     parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one")
-    parser.add_argument("--rules", choices=("default", "crystallm", "cdvae", "none"), default="default", help="checks")
+    parser.add_argument(
+        "--rules", choices=("default", "crystallm", "cdvae", "none"), help=f"checks (default: {DRAW.rules})"
+    )
     parser.add_argument("--refine", action="store_true", help="let the diffusion model go over the crystals")
     parser.add_argument("--refiner", help="its checkpoint; left out: the bundled one")
     parser.add_argument("--rank", help="a property: formation_energy, band_gap, ...; max:NAME from the highest")
@@ -55,28 +77,42 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--out", help="folder, .tar or .parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the latter: on a GPU")
-    parser.add_argument("--batch", type=int, default=256, help="sequences at once")
+    parser.add_argument("--device", help=f"auto, cpu, cuda or mps (default: {DRAW.device})")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that draw and check, beyond some hundred samples"
+        "--dtype", choices=("float32", "bfloat16"), help=f"the latter: on a GPU (default: {DRAW.dtype})"
+    )
+    parser.add_argument("--batch", type=int, help=f"sequences at once (default: {DRAW.batch})")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help=f"processes that draw and check, beyond some hundred samples (default: {DRAW.workers}, this one)",
     )
     parser.add_argument("--known", help="index of known crystals; left out: the model's own")
     group = parser.add_argument_group("search", "what more than one sample is drawn for; the guide says more")
     group.add_argument("--search", dest="name", choices=tuple(SEARCHES), help="NUM counts by stratum, or rollouts")
     group.add_argument("--select", help="likelihood, self_consistency, ... or a score; default: as the search does")
-    group.add_argument("--max-formula-units", type=int, help="search over formula units: up to so many (8)")
-    group.add_argument("--groups", type=int, help="search over space groups: so many of the likeliest (10)")
-    group.add_argument("--width", type=int, help="beam, and children of a node of the tree (10)")
-    group.add_argument("--branch", choices=("choices", "tokens"), help="beam: where it branches (choices)")
-    group.add_argument("--policy", choices=("puct", "uct", "greedy"), help="tree (puct)")
-    group.add_argument("--exploration", type=float, help="tree: c of its policy (puct 5, uct 1.41)")
-    group.add_argument("--leaves", type=int, help="tree: rollouts at once (16)")
+    group.add_argument(
+        "--max-formula-units",
+        type=int,
+        help=f"search over formula units: up to so many (default: {SEARCH.max_formula_units})",
+    )
+    group.add_argument(
+        "--groups", type=int, help=f"search over space groups: so many of the likeliest (default: {SEARCH.groups})"
+    )
+    group.add_argument("--width", type=int, help=f"beam, and children of a node of the tree (default: {SEARCH.width})")
+    group.add_argument(
+        "--branch", choices=("choices", "tokens"), help=f"beam: where it branches (default: {SEARCH.branch})"
+    )
+    group.add_argument("--policy", choices=("puct", "uct", "greedy"), help=f"tree (default: {SEARCH.policy})")
+    c_of = ", ".join(f"{policy} {MCTSConfig(policy=policy).c:.3g}" for policy in ("puct", "uct"))
+    group.add_argument("--exploration", type=float, help=f"tree: c of its policy (default: {c_of})")
+    group.add_argument("--leaves", type=int, help=f"tree: rollouts at once (default: {SEARCH.leaves})")
     group.add_argument(
         "--scorer",
-        help="tree: likelihood, density, volume_per_atom, a predicted property, module:function; min:... too",
+        help="tree: likelihood, density, volume_per_atom, a predicted property, module:function; min:... too "
+        f"(default: {SEARCH.scorer})",
     )
-    arguments = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    arguments = vars(parser.parse_args())
     asked = {field.name: arguments.pop(field.name) for field in fields(SearchConfig) if field.name in arguments}
     rank, predictor = arguments.pop("rank", None), arguments.pop("predictor", None)
     try:
@@ -84,8 +120,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
             arguments["properties"] = read_assignments(arguments["properties"])
         if "cell" in arguments:
             arguments["cell"] = read_assignments(arguments["cell"].split(","))
-        if asked and "name" not in asked:
-            raise ValueError(f"--{next(iter(asked)).replace('_', '-')} goes with --search")
+        refuse_ignored(asked.get("name"), [*asked] if "name" not in asked else [*asked, *arguments])
         if asked and arguments.get("refine"):
             raise ValueError("--refine goes without --search; refine what a search wrote with bin/refine.py")
         if rank and asked:
@@ -100,6 +135,15 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
     except (ValueError, FileNotFoundError) as err:
         parser.error(str(err))
+
+
+def refuse_ignored(search: str | None, typed: list[str]) -> None:
+    """Raises ValueError for a setting that this search does not look at."""
+    for name in typed:
+        if search not in (fitting := searches_with(name)):
+            option = f"--{name.replace('_', '-')}"
+            got = "" if search is None else f"; {search} does not look at it"
+            raise ValueError(f"{option} goes with --search {', '.join(fitting)}{got}")
 
 
 if __name__ == "__main__":

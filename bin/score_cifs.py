@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--given-formula", action="store_true", help="perplexity and rank of what follows the formula")
     parser.add_argument("--out", metavar="FILE", help=".csv or .parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
-    parser.add_argument("--show", type=int, default=20, help="lines of the table")
+    parser.add_argument("--show", type=int, default=20, help="lines of the table; 0: none (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="the first records only")
     parser.add_argument("--model", help="checkpoint folder; left out: the bundled model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")

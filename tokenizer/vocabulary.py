@@ -38,6 +38,13 @@ PROPERTY_NAMES = (
     "density_g_per_cm3",
     "volume_per_atom_ang3",
 )
+# The least value that can be; tokens go down to -10 for all of them.
+PROPERTY_LEAST = {
+    "band_gap_ev": 0.0,
+    "e_above_hull_ev_per_atom": 0.0,
+    "density_g_per_cm3": 0.01,
+    "volume_per_atom_ang3": 0.01,
+}
 WYCKOFF_LETTERS = string.ascii_lowercase + "A"  # Pmmm has 27 positions; the ITA's alpha is written A
 LOOP_HEADER = (
     "\nloop_\n_atom_site_type_symbol\n_atom_site_Wyckoff_symbol"

@@ -59,7 +59,7 @@ def recover(
         (cells * a,),
         num,
         sampler=sampler,
-        corrector_steps=corrector_steps,
+        corrector_steps=corrector_steps if sampler == "predictor_corrector" else None,
         candidates=candidates,
         seed=seed,
     )

@@ -23,7 +23,7 @@ from crystallm.metrics.novelty import unique_texts
 from crystallm.records import CIFRecord
 from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.prompts import Prompt
-from crystallm.sample.scorers import SCORERS, Scorer, find_scorer
+from crystallm.sample.scorers import Scorer, computed, find_scorer
 
 Floats = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def benchmark_steering(config: SteeringConfig, generator: Generator | None = Non
     nothing computes.
     """
     generator = generator or Generator.load(config.model, config.device)
-    (name,) = (name for name, _ in generator.steering(_asking(config, (config.values or (0.0,))[0])).lines)
+    (name,) = (name for name, _ in generator.steering(_asking(config, (config.values or (1.0,))[0])).lines)
     scorer = find_scorer(config.scorer) if config.scorer else _computed(name)
     results: dict[str, Any] = {
         "settings": asdict(config),
@@ -120,9 +120,8 @@ def _drawing(config: SteeringConfig, num: int, is_steered: bool) -> GenerateConf
 
 def _computed(name: str) -> Scorer:
     """The built-in scorer of a property. Raises ValueError where there is none."""
-    for scorer in SCORERS.values():
-        if scorer.name == name:
-            return scorer
+    if (scorer := computed(name)) is not None:
+        return scorer
     raise ValueError(
         f"{name} is not computed from a structure: give a scorer that predicts it (--scorer module:function)"
     )

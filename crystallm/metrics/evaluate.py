@@ -141,7 +141,10 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Reads the paths as `data.readers` does, so that what cannot be read is counted too."""
+    """Reads the paths as `data.readers` does, so that what cannot be read is counted too.
+
+    Raises ValueError for a reference without a crystal, to which nothing can be compared.
+    """
     generated = read_sources(config.paths, config.cif_column)
     reference = read_sources(config.reference, config.cif_column) if config.reference else None
     return evaluate_records(generated, reference, config)
@@ -162,6 +165,9 @@ def evaluate_records(
     if reference is not None:
         formulas = frozenset(row.formula for row in result.generated.rows if row.text)
         result.reference = judge_set(reference, rules, formulas)
+        if not len(result.reference.valid):
+            names = f" {', '.join(config.reference)}" if config.reference else ""
+            raise ValueError(f"the reference{names} holds no readable crystal")
         result.distances = wasserstein_distances(
             {name: result.generated.feature(name, valid_only=True) for name in FEATURES},
             {name: result.reference.feature(name, valid_only=False) for name in FEATURES},

@@ -30,6 +30,7 @@ Species = Sequence[Element] | Sequence[Sequence[Element]] | np.ndarray | Tensor
 # crystals lie within a factor of 1.2.
 VOLUME_OVER_RADII_CUBED = 8.0
 MAX_KEPT = 2000  # training cells in a checkpoint: 30 KB of its config.json
+MIN_VOLUME_PER_ATOM_ANG3 = 2.0  # of a cell; diamond has 5.7
 VOLUME_FACTOR = 1.25  # a composition suits a given cell if its own one is larger or smaller by no more
 
 
@@ -110,8 +111,19 @@ def start_crystals(
     crystals = []
     for cell, one in zip(cells, numbers, strict=True):
         frac = torch.rand(len(one), 3, generator=generator, dtype=torch.float64).numpy()
-        crystals.append(Crystal(cell, frac, one))
+        crystals.append(_with_room(Crystal(cell, frac, one)))
     return crystals
+
+
+def _with_room(crystal: Crystal) -> Crystal:
+    """The crystal; ValueError for a cell that is too small for its atoms."""
+    volume, n = crystal.volume_ang3, crystal.n_atoms
+    if volume < MIN_VOLUME_PER_ATOM_ANG3 * n:
+        raise ValueError(
+            f"a cell of {volume:.3g} Å³ is too small for {n} atom{'s' * (n > 1)}: {volume / n:.2g} Å³ an atom, wanted "
+            f"at least {MIN_VOLUME_PER_ATOM_ANG3:g} (most crystals have 10 to 25)"
+        )
+    return crystal
 
 
 def _drawn(

@@ -44,7 +44,7 @@ class DiffuseConfig:
     num: int = 1
     num_steps: int | None = None  # None: all of the model's schedule
     sampler: Sampler = "ancestral"
-    corrector_steps: int = 1  # of predictor_corrector at each step; more are a slower annealing
+    corrector_steps: int | None = None  # of predictor_corrector at each step; more are a slower annealing; None: 1
     seed: int | None = None  # None: a fresh one
     # Structures drawn for each, in a given cell with translations within it, of which the best known is kept; 0: one,
     # in the cell as it is. None: CANDIDATES where species and a cell are given, else 0.
@@ -63,7 +63,7 @@ class DiffuseConfig:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if self.corrector_steps < 1:
+        if self.corrector_steps is not None and self.corrector_steps < 1:
             raise ValueError(f"corrector_steps must be at least 1, got {self.corrector_steps}")
         if self.candidates is not None and self.candidates < 0:
             raise ValueError(f"candidates must be at least 0, got {self.candidates}")
@@ -71,6 +71,9 @@ class DiffuseConfig:
             raise ValueError(f"candidates={self.candidates} are compared at the same atoms: species must be given")
         if self.sampler not in get_args(Sampler):
             raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(get_args(Sampler))}")
+        if self.corrector_steps is not None and self.sampler != "predictor_corrector":
+            got = f"got corrector_steps={self.corrector_steps} and sampler={self.sampler}"
+            raise ValueError(f"corrector_steps goes with sampler=predictor_corrector, {got}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         self.lattice  # noqa: B018  (a cell that cannot be is told now)
@@ -84,12 +87,15 @@ class DiffuseConfig:
         return lattice_from_parameters(a, b, c, *angles)
 
 
-def read_species(species: str | None, formula: str | None, formula_units: int = 1) -> tuple[str, ...]:
-    """From "Na Na Cl Cl", or from a formula and the number of its units in the cell. Raises ValueError."""
+def read_species(species: str | None, formula: str | None, formula_units: int | None = None) -> tuple[str, ...]:
+    """From "Na Na Cl Cl", or from a formula and the number of its units in the cell (None: 1). Raises ValueError."""
+    if formula is None and formula_units is not None:
+        raise ValueError(f"formula_units goes with a formula, got formula_units={formula_units} and none")
     if (species is None) == (formula is None):
         raise ValueError("either species or a formula says which atoms there are, got both or none")
     if species is not None:
         return tuple(species.replace(",", " ").split())
+    formula_units = 1 if formula_units is None else formula_units
     if formula_units < 1:
         raise ValueError(f"formula_units must be at least 1, got {formula_units}")
     try:
@@ -143,7 +149,8 @@ def diffuse(
     for first in range(0, config.num, at_once):
         number, lattice, species = min(at_once, config.num - first), config.lattice, config.species
         sampling: dict[str, Any] = {"num_steps": config.num_steps, "sampler": config.sampler}
-        sampling["corrector_steps"] = config.corrector_steps
+        if config.corrector_steps is not None:
+            sampling["corrector_steps"] = config.corrector_steps
         sampling["seed"] = (seed + first) % 2**63  # the first batch alone is drawn by the seed itself
         if candidates and species is not None:
             drawn = sample_best(model, number, lattice, species, candidates, **sampling)

@@ -19,7 +19,7 @@ from crystallm.hub import BUNDLED, resolve_checkpoint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.logits import Draw
-from crystallm.sample.prompts import Mode, Prompt, read_prompts
+from crystallm.sample.prompts import Mode, Prompt, placed_prompts
 from crystallm.sample.queue import Queue, Series, Ticket
 from crystallm.sample.rules import Rules, rules_of
 from crystallm.sample.steering import Steering, add_lines, property_lines, read_steering
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crystallm.records import CIFRecord
     from tokenizer import CIFTokenizer
 
+SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
 CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
 
@@ -75,6 +76,8 @@ class GenerateConfig:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.max_draws is not None and self.max_draws < self.num:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
+        if self.max_draws is not None and not self.until_valid:
+            raise ValueError(f"max_draws goes with until_valid, got max_draws={self.max_draws} alone")
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.workers is not None and self.workers < 0:
@@ -85,6 +88,10 @@ class GenerateConfig:
             raise ValueError(f"constraints must be none, syntax or full, got {self.constraints!r}")
         if self.refine and self.rules == "none":
             raise ValueError("refine keeps what passes the checks, so it goes with rules, got rules='none'")
+        if self.refiner is not None and not self.refine:
+            raise ValueError(f"refiner goes with refine, got refiner={self.refiner!r} alone")
+        if self.min_distance_ang is not None and self.constraints in ("none", "syntax"):
+            raise ValueError(f"min_distance_ang goes with constraints=full, got constraints={self.constraints}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         self.draw  # noqa: B018  (its values are checked too)
@@ -149,7 +156,14 @@ class Generator:
         """Those that config asks for. Raises PromptError for what no structure can satisfy."""
         steering = self.steering(config)
         asked = (config.space_group, config.formula_units, steering)
-        return [self._with_lines(self.form.prompt(source, *asked)) for source in read_prompts(config.prompt)]
+        prompts = []
+        for place, source in placed_prompts(config.prompt):
+            try:
+                prompt = self._with_lines(self.form.prompt(source, *asked))
+            except PromptError as err:
+                raise PromptError(f"{place}: {err}" if place else str(err)) from None
+            prompts.append(replace(prompt, place=place))
+        return prompts
 
     def _with_lines(self, prompt: Prompt) -> Prompt:
         vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
@@ -281,17 +295,14 @@ class Generator:
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
         provenance = self._provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
+        scores = (sample.log_likelihood, sample.log_likelihood / max(n_tokens, 1), sample.log_mass)
         record = CIFRecord(
             id=record_id,
             cif=text,
             prompt=prompt.source,
             text=text,
             provenance=provenance,
-            scores={
-                "log_likelihood_nats": sample.log_likelihood,
-                "log_likelihood_per_token": sample.log_likelihood / max(n_tokens, 1),
-                "log_mask_mass_nats": sample.log_mass,
-            },
+            scores=dict(zip(SAMPLE_SCORES, scores, strict=True)),
         )
         if sample.stopped != "end":
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)

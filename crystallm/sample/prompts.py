@@ -9,6 +9,7 @@ nothing                    everything is left to the model
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ _UNITS = "\n_crystallm_primitive_formula_units "
 _GROUP = "\n_symmetry_space_group_name_H-M"
 _MAX_COUNT = 999  # the largest integer with a token
 _SHOWN = 8  # alternatives listed in an error
+_FILE_ENDINGS = (".txt", ".cif", ".csv")
 _CIF_LINE = re.compile(r"^(?:loop_|_[a-z]+_)", re.MULTILINE)
 
 
@@ -45,12 +47,14 @@ class Prompt:
     text: str  # the beginning of the canonical CIF
     request: Request  # what the text does not say
     steering: Steering = NOTHING  # what else was asked, of which text and request tell the sampler
+    place: str = ""  # "prompts.txt, line 3" of one that stands in a file
 
     @property
     def name(self) -> str:
-        """For errors: the first line of what was given."""
+        """For errors: the place and the first line of what was given."""
         lines = self.source.strip().splitlines() or ["an empty prompt"]
-        return repr(lines[0]) if self.source.strip() else lines[0]
+        name = repr(lines[0]) if self.source.strip() else lines[0]
+        return f"{self.place}: {name}" if self.place else name
 
 
 def parse_prompt(
@@ -172,24 +176,40 @@ def _formula_prompt(source: str, conditions: str, composition: dict[str, int], r
 
 def read_prompts(prompt: str | Path | Sequence[str] | None) -> list[str]:
     """The prompts that one argument stands for: itself, each line of a file, or the whole of a file of CIF text."""
+    return [source for _, source in placed_prompts(prompt)]
+
+
+def placed_prompts(prompt: str | Path | Sequence[str] | None) -> list[tuple[str, str]]:
+    """`read_prompts`, each after its place: "prompts.txt, line 3"; "" where it stands in no file."""
     if prompt is None:
-        return [""]
+        return [("", "")]
     if not isinstance(prompt, (str, Path)):
-        return list(prompt)
-    if isinstance(prompt, str) and ("\n" in prompt or len(prompt) > 255 or not Path(prompt).is_file()):
-        return [prompt]
+        return [("", one) for one in prompt]
+    if isinstance(prompt, str) and not _is_file_name(prompt):
+        return [("", prompt)]
     path = Path(prompt)
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PromptError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
         raise PromptError(f"{path}: cannot read prompts from it: {err}") from err
-    if path.suffix.lower() == ".cif" or _CIF_LINE.search(text):
-        return [text]
-    lines = [line.strip() for line in text.splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    if text.strip() and (path.suffix.lower() == ".cif" or _CIF_LINE.search(text)):
+        return [(str(path), text)]
+    lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    prompts = [(place, line) for place, line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptError(f"{path}: no prompt in it, wanted one a line")
     return prompts
+
+
+def _is_file_name(prompt: str) -> bool:
+    """Of a file that is there, or of one that can only have been meant as such. PromptError for an empty prompt."""
+    if not prompt.strip():
+        raise PromptError("an empty prompt; leave it out to ask for anything")
+    if "\n" in prompt or len(prompt) > 255:
+        return False
+    return Path(prompt).is_file() or "/" in prompt or os.sep in prompt or prompt.lower().endswith(_FILE_ENDINGS)
 
 
 # ---------------------------------------------------------------- from text to tokens

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
-
-_UNITS = {"_ev_per_atom": "eV/atom", "_ev": "eV", "_gpa": "GPa", "_k": "K", "_ang3": "Å³", "_g_per_cm3": "g/cm³"}
+from crystallm.sample.steering import property_label
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,7 @@ class Ranking:
     @property
     def label(self) -> tuple[str, str]:
         """What a table calls it, and its unit"""
-        for ending, unit in _UNITS.items():
-            if self.target.endswith(ending):
-                return self.target.removesuffix(ending).replace("_", " "), unit
-        return self.target.replace("_", " "), ""
+        return property_label(self.target)
 
     def order(self, records: Sequence[CIFRecord]) -> list[CIFRecord]:
         """As many records: the valid ones of each prompt in order, the prompts as they came; then the rejected."""

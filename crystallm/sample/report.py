@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import secrets
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
 from crystallm.asymmetric_unit import AsymmetricUnit
@@ -20,8 +22,10 @@ from crystallm.output import check_output
 from crystallm.records import CIFRecord, check_records_output, write_records
 from crystallm.rejections import Rejections
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.scorers import computed
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
+from crystallm.sample.steering import property_label
 
 if TYPE_CHECKING:
     from crystallm.checks.fingerprints import KnownFingerprints
@@ -116,12 +120,14 @@ def _row_without_text(record: CIFRecord) -> tuple[str, ...]:
 class Tally:
     """What a summary tells of records, none of them kept."""
 
-    def __init__(self, records: Iterable[CIFRecord] = ()) -> None:
+    def __init__(self, records: Iterable[CIFRecord] = (), asked: Mapping[str, float] | None = None) -> None:
+        """`asked`: properties by their full names; those that can be computed are, of the valid records."""
         self.counts = FilterCounts()
+        self.asked = {name: value for name, value in (asked or {}).items() if computed(name) is not None}
+        self.obtained: dict[str, array[float]] = {name: array("d") for name in self.asked}
         self.n_restarts = 0
-        self.refined: Counter[str] = (
-            Counter()
-        )  # taken | mended (of the taken, rejected before) | failed (kept as it was)
+        # taken | mended (of the taken, rejected before) | failed (kept as it was)
+        self.refined = Counter[str]()
         self.rejections = Rejections()
         collections.deque(self.through(records), maxlen=0)
 
@@ -130,6 +136,11 @@ class Tally:
         self.n_restarts += record.provenance.get("restarts", 0)
         if record.rejected_by is not None:
             self.rejections.add(record.id, record.rejected_by, record.reason)
+        else:
+            for name, values in self.obtained.items():
+                scorer = computed(name)
+                assert scorer is not None
+                values.extend(scorer.function([record]))
         if refined := record.provenance.get("refined"):
             self.refined["failed" if "failed" in refined else "taken"] += 1
             self.refined["mended"] += "mended" in refined
@@ -153,6 +164,17 @@ class Tally:
             lines.append(f"refined {self.refined['taken']}{mended}{failed if self.refined['failed'] else ''}")
         return "\n".join(lines)
 
+    def obtained_summary(self) -> str:
+        """`density asked 2.10 g/cm³, obtained 2.05 (1.90 to 2.31)`, median and extremes; a line a property."""
+        lines = []
+        for name, value in self.asked.items():
+            label, unit = property_label(name)
+            values = np.array(self.obtained[name])
+            if len(values):
+                obtained = f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
+                lines.append(f"{label} asked {value:.2f} {unit}, obtained {obtained}")
+        return "\n".join(lines)
+
 
 def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: Ranking | None = None) -> Tally:
     """Generate or, with `settings`, search; print, write: what bin/sample.py does.
@@ -172,7 +194,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
     find_known, note = _known(config, generator)
     results = search(config.prompt, settings, config) if settings else []
     found = (record for result in results for record in result.records)
-    tally, shown = Tally(), list[CIFRecord]()
+    steering = generator.steering(config)
+    tally, shown = Tally(asked=steering.settings.get("properties")), list[CIFRecord]()
     drawn: Iterable[CIFRecord] = found if settings else generator.stream(config)
     if ranking is not None:
         drawn = ranking.order(list(drawn))
@@ -186,8 +209,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
         if more := tally.counts.n_valid - len(shown):
             print(f"… and {more:,} more{', not written: no --out' if config.out is None else f' in {config.out}'}")
     print(tally.summary())
-    if asked := generator.steering(config).summary():
-        print(asked)
+    for line in filter(None, (steering.summary(), tally.obtained_summary())):
+        print(line)
     print(f"seed {config.seed}; {note}")
     if generator.form.note:
         print(generator.form.note)
@@ -217,13 +240,22 @@ def _counted(
 
 def search_summary(result: SearchResult, find_known: Callable[[str], str | None] | None = None) -> str:
     """The distinct crystals, and the answer among them."""
-    lines = [f"{result.prompt or 'unprompted'}: {len(result.polymorphs)} distinct crystals", ""]
-    if result.polymorphs:
-        lines = [*lines, polymorph_table(result.polymorphs), ""]
+    rows = result.polymorphs
+    lines = [f"{result.prompt or 'unprompted'}: {len(rows)} distinct crystals", ""]
     if result.answer is None:
         lines.append("no answer: no record is valid")
     else:
-        lines += [f"answer, by {result.selected_by}:", table([result.records[result.answer]], find_known), ""]
+        n_valid, n_formulas = sum(row.n for row in rows), len({row.formula for row in rows})
+        lines += [polymorph_table(rows), ""]
+        if n_formulas > 1:
+            lines.append(f"the samples are of {n_formulas} different formulas: these crystals are not polymorphs")
+        if n_valid > 1 and all(row.n == row.n_agreeing == 1 for row in rows):
+            lines.append(f"no two of the {n_valid} samples agree")
+        n_agreeing = rows[0].n_agreeing
+        n_others = max(0, n_agreeing - rows[0].n)
+        others = f"; the vote takes {n_others} of other rows for this crystal" if n_others else ""
+        lines.append(f"answer, by {result.selected_by} ({n_agreeing} of {n_valid} samples{others}):")
+        lines += [table([result.records[result.answer]], find_known), ""]
     lines.append(f"cost: {result.n_structures} structures, {result.n_tokens} tokens")
     return "\n".join(lines)
 

@@ -165,17 +165,17 @@ def _batches(sequences: dict[int, np.ndarray]) -> Iterator[list[int]]:
 
 
 def score_table(scores: Sequence[Score], limit: int = 20) -> str:
-    """The best by rank, then how many were scored, their means, and why others were not."""
+    """The `limit` best by rank (0: no table), then how many were scored, their means, and why others were not."""
     ranked = sorted((one for one in scores if one.rank), key=lambda one: one.rank)
     head = ("rank", "id", "formula", "group", "tokens", "nats", "after formula", "per token", "perplexity")
     rows = [head, *(_row(one) for one in ranked[:limit])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
+    lines: list[str] = []
+    for row in rows if limit else ():
         padded = enumerate(zip(row, widths, strict=True))
         cells = [cell.ljust(w) if i in (1, 2) else cell.rjust(w) for i, (cell, w) in padded]
         lines.append("  ".join(cells))
-    if len(ranked) > limit:
+    if limit and len(ranked) > limit:
         lines.append(f"… and {len(ranked) - limit} more")
     lines.append(f"scored {len(ranked)} of {len(scores)}")
     if ranked:

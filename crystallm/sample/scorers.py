@@ -89,6 +89,11 @@ SCORERS = {
 }
 
 
+def computed(name: str) -> Scorer | None:
+    """The built-in scorer of a property by its full name: "density_g_per_cm3"; None where nothing computes it."""
+    return next((scorer for scorer in SCORERS.values() if scorer.name == name), None)
+
+
 def find_scorer(spec: str, predictor: str | None = None) -> Scorer:
     """By name, or `module:function`; "min:" or "max:" before it says whether the lowest or the highest is best.
 

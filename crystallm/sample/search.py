@@ -19,7 +19,7 @@ import hashlib
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +29,13 @@ from crystallm.sample.composition import candidate_units, possible_groups, possi
 from crystallm.sample.constraints import FORCED, DeadEnd, Syntax
 from crystallm.sample.engine import Job, Sample
 from crystallm.sample.formulas import PromptError
-from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.generate import SAMPLE_SCORES, GenerateConfig, Generator
+from crystallm.sample.logits import Draw
 from crystallm.sample.mcts import MCTSConfig, Policy, mcts
 from crystallm.sample.prefixes import NextToken, choice_slots, replay
 from crystallm.sample.prompts import Prompt
 from crystallm.sample.scorers import Scorer, find_scorer
-from crystallm.sample.selection import PolymorphRow, polymorphs, select
+from crystallm.sample.selection import PolymorphRow, check_selection, polymorphs
 
 if TYPE_CHECKING:
     from crystallm.records import CIFRecord
@@ -87,8 +88,19 @@ class SearchResult:
 class _Search:
     run: Callable[[Generator, Sequence[Prompt], GenerateConfig, SearchConfig], list[_Found]]
     select: str
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()  # SearchConfig's that it looks at, besides name and select
     needs_canonical: bool = False  # models that write our text, under full constraints
+    score_of: Callable[[SearchConfig], str | None] = lambda _: None  # its own, among the scores of its records
+    unused: tuple[str, ...] = ()  # GenerateConfig's that it does not look at
+
+
+def searches_with(setting: str) -> list[str]:
+    """Names of the searches that look at a setting of SearchConfig or GenerateConfig."""
+    if setting in ("name", "select"):
+        return list(SEARCHES)
+    if setting in {one.name for one in fields(SearchConfig)}:
+        return [name for name, kind in SEARCHES.items() if setting in kind.settings]
+    return [name for name, kind in SEARCHES.items() if setting not in kind.unused]
 
 
 @dataclass(eq=False)
@@ -127,23 +139,27 @@ def search_from(
         raise ValueError(f"search={settings.name} takes no guidance, got {config.guidance:g}")
     if kind.needs_canonical and (generator.form.best_constraints, config.constraints or "full") != ("full", "full"):
         raise ValueError(f"search={settings.name} needs a model of canonical text and constraints=full")
+    if settings.select is not None:
+        check_selection(settings.select, (*SAMPLE_SCORES, *filter(None, [kind.score_of(settings)])))
     results = []
     scorer_of = functools.cache(Scorer.of_selection)
+    scorer_of(settings.select or kind.select)  # a predictor that is not there is told before anything is drawn
+    is_model_s_own = config.draw == Draw()
     found = kind.run(generator, prompts, config, settings)
     for number, (one, prompt) in enumerate(zip(found, prompts, strict=True)):
         by = settings.select or one.best or kind.select
         scorer = scorer_of(by)
         drawn = one.records if scorer is None else scorer.apply(one.records)[0]
-        answer = select(drawn, by)
-        cost = {"structures": one.n_structures, "tokens": one.n_tokens}
         name = f"{number:04d}-" if len(prompts) > 1 else ""
+        drawn = [replace(record, id=f"gen-{name}{k:06d}") for k, record in enumerate(drawn)]
+        rows = polymorphs(drawn, by, weighted=one.best is None and is_model_s_own)
+        answer = next((k for k, record in enumerate(drawn) if rows and record.id == rows[0].id), None)
+        cost = {"structures": one.n_structures, "tokens": one.n_tokens}
         records = []
         for k, record in enumerate(drawn):
             stated = {**settings.settings, **record.provenance.get("search", {})}
             stated |= {"selected_by": by, "cost": cost, "answer": k == answer}
-            provenance = {**record.provenance, "search": stated}
-            records.append(replace(record, id=f"gen-{name}{k:06d}", provenance=provenance))
-        rows = polymorphs(records, weighted=one.best is None)
+            records.append(replace(record, provenance={**record.provenance, "search": stated}))
         results.append(
             SearchResult(prompt.source, records, answer, by, rows, one.n_structures, one.n_tokens, one.strata)
         )
@@ -341,6 +357,20 @@ SEARCHES: dict[str, _Search] = {
     "energy_votes": _Search(_draw, "energy_votes"),
     "formula_units": _Search(_by_formula_units, "weighted_self_consistency", ("max_formula_units",), True),
     "space_groups": _Search(_by_space_group, "weighted_self_consistency", ("groups",), True),
-    "beam": _Search(_beam, "beam_score_nats", ("width", "branch"), True),
-    "mcts": _Search(_mcts, "likelihood", ("width", "policy", "exploration", "leaves", "scorer"), True),
+    "beam": _Search(
+        _beam,
+        "beam_score_nats",
+        ("width", "branch"),
+        True,
+        lambda _: "beam_score_nats",
+        unused=("num", "temperature", "top_k", "top_p", "restarts", "dtype"),
+    ),
+    "mcts": _Search(
+        _mcts,
+        "likelihood",
+        ("width", "policy", "exploration", "leaves", "scorer"),
+        True,
+        lambda settings: find_scorer(settings.scorer).name,
+        unused=("batch", "dtype"),
+    ),
 }

@@ -1,7 +1,7 @@
 """Which of many samples to answer with, and which distinct crystals they are. Functions of records; nothing is drawn.
 
 select(records, by="self_consistency")   # index of the answer among the valid records, None if there is none
-print(polymorph_table(polymorphs(records)))
+print(polymorph_table(polymorphs(records, by="self_consistency")))   # the answer's row first
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -107,34 +107,56 @@ def select(records: Sequence[CIFRecord], by: str = "self_consistency") -> int | 
     valid = [k for k, record in enumerate(records) if record.rejected_by is None]
     if not valid:
         return None
-    return valid[_chooser(by)([records[k] for k in valid])]
+    places = _selection(by).places([records[k] for k in valid])
+    return valid[places.index(min(places))]
 
 
-def _first(records: Sequence[CIFRecord]) -> int:
+class Place(NamedTuple):
+    """What a selection makes of a record. They sort as the selection prefers them; the first is the answer."""
+
+    order: tuple[float, ...]
+    value: float = math.nan  # what the selection goes by; nan: no number
+    n_agreeing: int = 0  # valid records of its cluster; 0: the selection forms none
+
+
+def _first(records: Sequence[CIFRecord]) -> list[Place]:
     """The control: what costs one sample."""
-    return 0
+    return [Place((k,)) for k in range(len(records))]
 
 
-def _by_score(records: Sequence[CIFRecord], name: str) -> int:
+def _by_score(records: Sequence[CIFRecord], name: str) -> list[Place]:
     """The highest score, the earliest of equal ones; with `min:` before its name the lowest."""
-    sign, key = (-1 if name.startswith("min:") else 1), name.removeprefix("min:").removeprefix("max:")
+    sign, key = (-1 if name.startswith("min:") else 1), score_of(name)
     for record in records:
         if key not in record.scores:
             raise ValueError(
                 f"{record.id} has no score {key!r}; it has {', '.join(record.scores)}; "
                 f"selections besides scores: {', '.join(SELECTIONS)}"
             )
-    return int(np.argmax([sign * record.scores[key] for record in records]))
+    return [Place((-sign * record.scores[key], k), record.scores[key]) for k, record in enumerate(records)]
+
+
+def score_of(by: str) -> str:
+    """The score that `min:NAME`, `max:NAME` or `NAME` selects by."""
+    return by.removeprefix("min:").removeprefix("max:")
 
 
 def by_cluster(records: Sequence[CIFRecord], weigh: Callable[[Sequence[CIFRecord]], np.ndarray]) -> int:
     """The likeliest member of the heaviest cluster; of equally heavy ones, of that with the likeliest member."""
+    places = _cluster_places(records, weigh)
+    return places.index(min(places))
+
+
+def _cluster_places(records: Sequence[CIFRecord], weigh: Callable[[Sequence[CIFRecord]], np.ndarray]) -> list[Place]:
     weights = weigh(records)
     order = _by_likelihood(records)
-    groups = clusters([text_of(records[k]) for k in order], "benchmark")
-    # Rounded: sums of equal weights in another order are equal too.
-    heaviest = max(groups, key=lambda group: (round(sum(weights[order[k]] for k in group), 9), -group[0]))
-    return order[heaviest[0]]
+    places: dict[int, Place] = {}
+    for group in clusters([text_of(records[k]) for k in order], "benchmark"):
+        weight = float(sum(weights[order[k]] for k in group))
+        for k in group:
+            # Rounded: sums of equal weights in another order are equal too.
+            places[order[k]] = Place((-round(weight, 9), group[0], k), weight, len(group))
+    return [places[k] for k in range(len(records))]
 
 
 def _by_likelihood(records: Sequence[CIFRecord]) -> list[int]:
@@ -170,7 +192,9 @@ def boltzmann(records: Sequence[CIFRecord], score: str = ENERGY, width: float = 
 
 @dataclass(frozen=True)
 class Selection:
-    choose: Callable[[Sequence[CIFRecord]], int]  # index among valid records
+    places: Callable[[Sequence[CIFRecord]], list[Place]]  # of valid records
+    heading: str = ""  # of its values in a table; "": there are none, or a column has them already
+    digits: int = 0  # of these values, after the point
     scorer: str | None = None  # for scorers.find_scorer: what the records are to be scored by before
 
 
@@ -184,15 +208,33 @@ class Selection:
 SELECTIONS: dict[str, Selection] = {
     "first": Selection(_first),
     "likelihood": Selection(functools.partial(_by_score, name="log_likelihood_nats")),
-    "likelihood_per_token": Selection(functools.partial(_by_score, name="log_likelihood_per_token")),
-    "self_consistency": Selection(functools.partial(by_cluster, weigh=votes)),
-    "weighted_self_consistency": Selection(functools.partial(by_cluster, weigh=importance)),
-    "energy_votes": Selection(functools.partial(by_cluster, weigh=boltzmann), scorer="formation_energy"),
+    "likelihood_per_token": Selection(
+        functools.partial(_by_score, name="log_likelihood_per_token"), "log p/token", digits=3
+    ),
+    "self_consistency": Selection(functools.partial(_cluster_places, weigh=votes), "votes"),
+    "weighted_self_consistency": Selection(
+        functools.partial(_cluster_places, weigh=importance), "weighted votes", digits=2
+    ),
+    "energy_votes": Selection(
+        functools.partial(_cluster_places, weigh=boltzmann), "energy votes", digits=2, scorer="formation_energy"
+    ),
 }
 
 
-def _chooser(by: str) -> Callable[[Sequence[CIFRecord]], int]:
-    return SELECTIONS[by].choose if by in SELECTIONS else functools.partial(_by_score, name=by)
+def _selection(by: str) -> Selection:
+    if by in SELECTIONS:
+        return SELECTIONS[by]
+    name = score_of(by)
+    is_shown = name == ENERGY or name in HEADINGS
+    return Selection(functools.partial(_by_score, name=by), "" if is_shown else name, digits=3)
+
+
+def check_selection(by: str, scores: Sequence[str]) -> None:
+    """Raises ValueError where `by` is neither one of SELECTIONS nor one of the scores that records will have."""
+    if by not in SELECTIONS and score_of(by) not in scores:
+        raise ValueError(
+            f"no way to select {by!r}; there are {', '.join(SELECTIONS)} and, as scores, {', '.join(scores)}"
+        )
 
 
 def text_of(record: CIFRecord) -> str:
@@ -213,8 +255,8 @@ class PolymorphRow:
     formula: str
     n: int  # samples of this crystal
     share: float  # of the valid samples
-    weighted_share: float  # with importance weights: the model's own probability of it, as these samples tell
-    space_group_number: int  # of the likeliest sample, as the rest of the row
+    weighted_share: float  # with importance weights: the model's own probability of it, as these samples tell; or nan
+    space_group_number: int  # of the sample that the selection prefers, as the rest of the row
     space_group_symbol: str
     formula_units: int  # in the primitive cell; 0: not known
     log_likelihood_nats: float
@@ -222,25 +264,36 @@ class PolymorphRow:
     volume_per_atom_ang3: float
     id: str
     formation_energy_ev_per_atom: float = math.nan  # predicted; nan: not asked for
+    selected_by: str = "self_consistency"
+    selection_value: float = math.nan  # what the selection goes by; of a vote, that of the sample's whole cluster
+    n_agreeing: int = 1  # samples that agree with it as the selection counts them; n where it counts none
+    answer: bool = False
 
 
-def polymorphs(records: Sequence[CIFRecord], weighted: bool = True) -> list[PolymorphRow]:
-    """The distinct crystals among the valid records, those with the largest weighted share first.
+def polymorphs(records: Sequence[CIFRecord], by: str = "self_consistency", weighted: bool = True) -> list[PolymorphRow]:
+    """The distinct crystals among the valid records, as the selection prefers them: the first is select(records, by).
 
-    `weighted=False`: the records were not drawn from the model (a beam, a tree), so that shares do not stand for
-    probabilities; weighted shares are nan then, and the likeliest comes first.
+    A vote counts clusters at a looser tolerance, so rows of one cluster stand together, with the votes of all of it.
+    `weighted=False`: weighted shares, nan then, do not stand for probabilities, since the records were not drawn from
+    the model as it is: by a beam, a tree, or at another temperature than 1.
     """
     valid = [record for record in records if record.rejected_by is None]
     if not valid:
         return []
-    valid = [valid[k] for k in _by_likelihood(valid)]
+    places = _selection(by).places(valid)
     weights = importance(valid) / len(valid) if weighted else np.full(len(valid), np.nan)
-    groups = clusters([text_of(record) for record in valid])
-    rows = [_row(valid[group[0]], len(group), len(valid), float(weights[group].sum())) for group in groups]
-    return sorted(rows, key=lambda row: -row.weighted_share if weighted else -row.log_likelihood_nats)
+    order = _by_likelihood(valid)
+    groups = [[order[k] for k in group] for group in clusters([text_of(valid[k]) for k in order])]
+    groups = sorted((sorted(group, key=places.__getitem__) for group in groups), key=lambda group: places[group[0]])
+    return [
+        _row(valid[group[0]], by, places[group[0]], number == 0, len(group), len(valid), float(weights[group].sum()))
+        for number, group in enumerate(groups)
+    ]
 
 
-def _row(record: CIFRecord, n: int, n_valid: int, weight: float) -> PolymorphRow:
+def _row(
+    record: CIFRecord, by: str, place: Place, is_answer: bool, n: int, n_valid: int, weight: float
+) -> PolymorphRow:
     crystal, header = parse_cif(record.cif)
     unit = AsymmetricUnit.from_text(text) if (text := text_of(record)) else None
     return PolymorphRow(
@@ -256,31 +309,39 @@ def _row(record: CIFRecord, n: int, n_valid: int, weight: float) -> PolymorphRow
         volume_per_atom_ang3=crystal.volume_ang3 / crystal.n_atoms,
         id=record.id,
         formation_energy_ev_per_atom=record.scores.get(ENERGY, math.nan),
+        selected_by=by,
+        selection_value=place.value,
+        n_agreeing=place.n_agreeing or n,
+        answer=is_answer,
     )
 
 
 HEADINGS = {
+    "answer": "",
     "formula": "formula",
     "n": "n",
     "share": "share %",
-    "weighted_share": "weighted %",
+    "selection_value": "",  # the selection's own
+    "weighted_share": "weighted %",  # where it stands for a probability
     "space_group": "space group",
     "formula_units": "Z prim.",
     "log_likelihood_nats": "log p nats",
     "density_g_per_cm3": "g/cm³",
     "volume_per_atom_ang3": "Å³/atom",
     "formation_energy_ev_per_atom": "eV/atom",  # where energies were predicted
-    "id": "likeliest",
+    "id": "sample",
 }
 
 
 def polymorph_table(rows: Sequence[PolymorphRow], limit: int = 20) -> str:
-    """Text for a terminal, a line for each of the first `limit`."""
-    names = list(HEADINGS)
-    if all(math.isnan(row.formation_energy_ev_per_atom) for row in rows):
-        names.remove("formation_energy_ev_per_atom")
-    cells = [[HEADINGS[name] for name in names]]
-    cells += [[cell for name, cell in zip(HEADINGS, _cells(row), strict=True) if name in names] for row in rows[:limit]]
+    """Text for a terminal, a line for each of the first `limit`, the answer's with a star."""
+    headings = HEADINGS | {"selection_value": _selection(rows[0].selected_by).heading if rows else ""}
+    left_out = {"selection_value"} if not headings["selection_value"] else set()
+    optional = ("weighted_share", "formation_energy_ev_per_atom")
+    left_out |= {name for name in optional if all(math.isnan(getattr(row, name)) for row in rows)}
+    names = [name for name in headings if name not in left_out]
+    cells = [[headings[name] for name in names]]
+    cells += [[_cells(row)[name] for name in names] for row in rows[:limit]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = ("formula", "space_group", "id")
     lines = [
@@ -295,20 +356,22 @@ def polymorph_table(rows: Sequence[PolymorphRow], limit: int = 20) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: PolymorphRow) -> tuple[str, ...]:
-    return (
-        row.formula,
-        str(row.n),
-        f"{100 * row.share:.1f}",
-        "-" if np.isnan(row.weighted_share) else f"{100 * row.weighted_share:.1f}",
-        f"{row.space_group_symbol} ({row.space_group_number})",
-        str(row.formula_units),
-        f"{row.log_likelihood_nats:.1f}",
-        f"{row.density_g_per_cm3:.2f}",
-        f"{row.volume_per_atom_ang3:.1f}",
-        f"{row.formation_energy_ev_per_atom:.3f}",
-        row.id,
-    )
+def _cells(row: PolymorphRow) -> dict[str, str]:
+    return {
+        "answer": "*" if row.answer else "",
+        "formula": row.formula,
+        "n": str(row.n),
+        "share": f"{100 * row.share:.1f}",
+        "selection_value": f"{row.selection_value:.{_selection(row.selected_by).digits}f}",
+        "weighted_share": f"{100 * row.weighted_share:.1f}",
+        "space_group": f"{row.space_group_symbol} ({row.space_group_number})",
+        "formula_units": str(row.formula_units),
+        "log_likelihood_nats": f"{row.log_likelihood_nats:.1f}",
+        "density_g_per_cm3": f"{row.density_g_per_cm3:.2f}",
+        "volume_per_atom_ang3": f"{row.volume_per_atom_ang3:.1f}",
+        "formation_energy_ev_per_atom": f"{row.formation_energy_ev_per_atom:.3f}",
+        "id": row.id,
+    }
 
 
 def write_polymorphs(path: str | Path, found: Iterable[tuple[str, Sequence[PolymorphRow]]]) -> None:

@@ -18,11 +18,13 @@ import numpy as np
 from crystallm.sample.cells import CELL_NAMES, NO_CELL, Cell, has_volume
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.prototypes import Prototype, find_prototype
+from tokenizer.vocabulary import PROPERTY_LEAST
 
 if TYPE_CHECKING:
     from tokenizer.vocabulary import Vocabulary
 
 _UNIT = re.compile(r"_(?:ev|ang\d?|g|gpa|k)(?:_per_\w+)?$")  # the end of a property's name
+_UNITS = {"_ev_per_atom": "eV/atom", "_ev": "eV", "_gpa": "GPa", "_k": "K", "_ang3": "Å³", "_g_per_cm3": "g/cm³"}
 _LINES = re.compile(r"(?:# .*\n)*")  # property lines, at the beginning of a prompt
 
 
@@ -103,6 +105,14 @@ def read_assignments(texts: Iterable[str]) -> dict[str, float]:
 # ---------------------------------------------------------------- property lines
 
 
+def property_label(name: str) -> tuple[str, str]:
+    """What a table calls a property, and its unit: "density", "g/cm³"."""
+    for ending, unit in _UNITS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending).replace("_", " "), unit
+    return name.replace("_", " "), ""
+
+
 def property_names(vocabulary: Vocabulary) -> list[str]:
     """Of the property lines that a vocabulary has, in their order; none where it has no tokens for their values."""
     if "property_value" not in vocabulary.classes:
@@ -126,7 +136,7 @@ def _read_lines(
         if name in lines:
             raise PromptError(f"{name} is asked for twice: {float(lines[name]):g} and {value:g}")
         _check_trained(name, trained)
-        lines[name] = _on_grid(vocabulary, "property_value", name, value)
+        lines[name] = _on_grid(vocabulary, "property_value", name, value, PROPERTY_LEAST.get(name, -math.inf))
         rounded += _rounding(name, value, lines[name])
     return tuple((name, lines[name]) for name in names if name in lines), rounded
 
@@ -190,9 +200,13 @@ def _read_cell(vocabulary: Vocabulary, asked: Mapping[str, float]) -> tuple[Cell
 # ---------------------------------------------------------------- grids
 
 
-def _on_grid(vocabulary: Vocabulary, kind: str, name: str, value: float) -> str:
-    """The number of a class that is nearest, as it is written there. PromptError beyond half a step of its ends."""
+def _on_grid(vocabulary: Vocabulary, kind: str, name: str, value: float, least: float = -math.inf) -> str:
+    """The number of a class, from `least` on, that is nearest, as it is written there.
+
+    PromptError beyond half a step of the ends.
+    """
     texts = [vocabulary.tokens[token].decode().strip() for token in vocabulary.classes[kind].tolist()]
+    texts = [text for text in texts if float(text) >= least]
     grid = np.array(texts, dtype=np.float64)
     half = 0.5000001 * (grid[-1] - grid[0]) / (len(grid) - 1)
     if not math.isfinite(value) or not grid[0] - half <= value <= grid[-1] + half:

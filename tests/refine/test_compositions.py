@@ -102,3 +102,15 @@ def test_mask_cell_and_max_atoms_choose_among_them(model: CrystalDiffusionModel)
 def test_what_no_training_crystal_fits_is_told(model: CrystalDiffusionModel, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         model.sample(**arguments)
+
+
+def test_a_cell_too_small_for_its_atoms_is_refused(model: CrystalDiffusionModel):
+    edge = 4 ** (1 / 3)  # 2 Å³ for each of two atoms
+    with pytest.raises(
+        ValueError, match=r"a cell of 3\.99 Å³ is too small for 2 atoms: 2 Å³ an atom, wanted at least 2"
+    ):
+        start_crystals(1, np.eye(3) * edge * 0.999, ["Na", "Cl"], None, None, torch.Generator())
+    (kept,) = start_crystals(1, np.eye(3) * edge * 1.001, ["Na", "Cl"], None, None, torch.Generator())
+    assert kept.n_atoms == 2
+    with pytest.raises(ValueError, match=r"a cell of 0\.008 Å³ is too small for 1 atom: 0\.008 Å³ an atom"):
+        model.sample(batch_size=1, lattice=np.eye(3) * 0.2, species=["Na"], num_steps=1)

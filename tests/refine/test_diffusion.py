@@ -119,12 +119,13 @@ def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDif
         ({"species": ["Al"], "mask": [[True], [True]]}, r"mask must be \(1,\) or \(1, 1\), got \(2, 1\)"),
         ({"species": ["Al"], "sampler": "euler"}, "no sampler 'euler'"),
         ({"species": ["Al"], "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"species": ["Al"], "lattice": np.eye(3) * 0.02}, "8e-06 Å³ is too small for 1 atom"),
         (
-            {"species": ["Al"], "lattice": np.eye(3) * 0.02},
-            r"1 atoms .* faces are 0.02, 0.02, 0.02 Å apart see 1.3e\+08",
+            {"species": ["Al"], "lattice": np.diag([3e3, 3e3, 4e-7])},
+            r"1 atoms .* faces are 3e\+03, 3e\+03, 4e-07 Å apart see ",
         ),
-        ({"species": ["Al", "Al"], "lattice": [[3, 0, 0], [0, 3, 0], [0, 3, 1e-6]]}, "crystal 0: 2 atoms in a cell"),
-        ({"species": ["Al"], "lattice": [[3, 0, 0], [0, 3, 0], [0, 3, 1e-60]]}, "crystal 0: 1 atoms in a cell"),
+        ({"species": ["Al", "Al"], "lattice": [[3e3, 0, 0], [0, 3e3, 0], [0, 3e3, 1e-6]]}, "crystal 0: 2 atoms in a"),
+        ({"species": ["Al"], "lattice": [[3e30, 0, 0], [0, 3e30, 0], [0, 3, 1e-60]]}, "crystal 0: 1 atoms in a cell"),
         ({"species": ["Al"], "corrector_steps": 0}, "corrector_steps must be at least 1, got 0"),
     ],
 )

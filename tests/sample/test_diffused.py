@@ -167,6 +167,13 @@ def test_candidates_of_a_supercell_are_drawn_and_told(ignorant: CrystalDiffusion
     assert all((a.crystal.frac_coords != b.crystal.frac_coords).any() for a, b in zip(one, plain, strict=True))
 
 
+def test_corrector_steps_left_out_are_the_sampler_s_own(ignorant: CrystalDiffusionModel):
+    config = DiffuseConfig(("Na", "Cl"), (4.0,), num_steps=2, sampler="predictor_corrector", seed=0, candidates=0)
+    left_out, one, more = (next(diffuse(ignorant, replace(config, corrector_steps=n))) for n in (None, 1, 3))
+    assert left_out.crystal.frac_coords.tobytes() == one.crystal.frac_coords.tobytes()
+    assert left_out.crystal.frac_coords.tobytes() != more.crystal.frac_coords.tobytes()
+
+
 def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = run(Knowing(), {}, DiffuseConfig(("Al",) * 4, (4.05,), 3, seed=1, candidates=0))
@@ -188,6 +195,10 @@ def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, mo
         ({"num": 0}, "num must be at least 1"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"corrector_steps": 0}, "corrector_steps must be at least 1"),
+        (
+            {"corrector_steps": 5},
+            "goes with sampler=predictor_corrector, got corrector_steps=5 and sampler=ancestral",
+        ),
         ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"seed": -1}, "seed must be"),
         ({"candidates": -1, "cell": (4.0,)}, "candidates must be at least 0, got -1"),
@@ -207,6 +218,8 @@ def test_species_are_read():
         (("Na", "Na"), "both or none"),
         ((None, "NaQ"), "position 3"),
         ((None, "Na", 0), "formula_units"),
+        (("Na Cl", None, 4), "formula_units goes with a formula, got formula_units=4 and none"),
+        ((None, None, 4), "formula_units goes with a formula"),
     ):
         with pytest.raises(ValueError, match=message):
             read_species(*given)
@@ -239,6 +252,11 @@ def test_the_script_trains_generates_and_tells_errors(root: Path, tmp_path: Path
     assert script(*free) == script(*free)
     for wrong, message in (
         (["--species", "Qq"], "got 'Qq'"),
+        ([*free, "--species", "Na Cl", "--formula-units", "4"], "formula_units goes with a formula"),
+        ([*free, "--formula-units", "4"], "formula_units goes with a formula"),
+        ([*free, "--out", f"{tmp_path}/made"], "not allowed with argument --no-save"),
+        ([*free, "--corrector-steps", "5"], "corrector_steps goes with sampler=predictor_corrector"),
+        ([*free, "--species", "Na Cl", "--cell", "0.2"], "too small for 2 atoms: 0.004 Å³ an atom, wanted at least 2"),
         ([*free, "--cell", "1"], "a volume within a factor of 1.25 of 1.0"),
         (["--formula", "Al", "--cell", "-4"], "lengths must be positive"),
         (["--formula", "Al", "--model", str(tmp_path / "none")], "none"),

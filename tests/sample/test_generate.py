@@ -259,6 +259,13 @@ def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:
         ),
         ({"num": 0}, ValueError, "num must be at least 1, got 0"),
         ({"num": 5, "max_draws": 4}, ValueError, "max_draws must be at least num"),
+        ({"max_draws": 40}, ValueError, "max_draws goes with until_valid, got max_draws=40 alone"),
+        ({"refiner": "mine"}, ValueError, "refiner goes with refine, got refiner='mine' alone"),
+        (
+            {"min_distance_ang": 1.0, "constraints": "syntax"},
+            ValueError,
+            "min_distance_ang goes with constraints=full, got constraints=syntax",
+        ),
         ({"seed": -1}, ValueError, "seed must be from 0"),
         ({"temperature": -1.0}, ValueError, "temperature must be"),
         ({"constraints": "some"}, ValueError, "constraints must be none, syntax or full, got 'some'"),

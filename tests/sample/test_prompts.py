@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crystallm.model.gpt import GPT
 from crystallm.sample.constraints import Full
 from crystallm.sample.formulas import PromptError
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.prompts import begin, parse_prompt, read_prompts
 from crystallm.sample.rules import Rules
+from tokenizer import CIFTokenizer
 
 HEAD = "data_NaCl\n_crystallm_primitive_formula_units 1\n_symmetry_space_group_name_H-M Fm-3m"
 
@@ -121,14 +124,44 @@ def test_files_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("NaCl\n\n# a comment\n  Li-Fe-O \n")
     (tmp_path / "one.cif").write_text(HEAD)
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.cif").write_text("\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     assert read_prompts(str(tmp_path / "prompts.txt")) == ["NaCl", "Li-Fe-O"]
     assert read_prompts(tmp_path / "one.cif") == [HEAD]
     assert read_prompts("NaCl") == ["NaCl"] and read_prompts(None) == [""] and read_prompts(("a", "b")) == ["a", "b"]
-    with pytest.raises(PromptError, match="no prompt in it"):
-        read_prompts(tmp_path / "empty.txt")
+    for name in ("empty.txt", "empty.cif"):
+        with pytest.raises(PromptError, match="no prompt in it"):
+            read_prompts(tmp_path / name)
     with pytest.raises(PromptError, match="cannot read prompts"):
         read_prompts(tmp_path / "binary.txt")
+
+
+@pytest.mark.parametrize("name", ["nofile.txt", "nofile.CIF", "nofile.csv", "prompts/nofile", "./nofile"])
+def test_a_file_that_is_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PromptError, match=f"{Path(name)}: no such file$"):
+        read_prompts(name)
+    (tmp_path / "prompts").mkdir()
+    with pytest.raises(PromptError, match=r"prompts: cannot read prompts from it: .*directory"):
+        read_prompts(str(tmp_path / "prompts"))
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\n"])
+def test_an_empty_prompt_is_no_request_for_anything(prompt: str) -> None:
+    with pytest.raises(PromptError, match="an empty prompt; leave it out to ask for anything"):
+        read_prompts(prompt)
+
+
+def test_a_bad_line_of_a_file_is_named(random_gpt: GPT, tokenizer: CIFTokenizer, tmp_path: Path) -> None:
+    """What cannot be read, and what can but has no structure."""
+    generator = Generator(random_gpt, tokenizer)
+    path = tmp_path / "prompts.txt"
+    path.write_text("# formulas\nNaCl\n\nNaXx\n")
+    with pytest.raises(PromptError, match=r"prompts\.txt, line 4: 'NaXx', position 3: 'Xx' is no element"):
+        generator.prompts(GenerateConfig(str(path)))
+    path.write_text("# systems\nLi-O\n")
+    with pytest.raises(PromptError, match=r"prompts\.txt, line 2: 'Li-O': nothing can follow: no formula"):
+        generator.generate(GenerateConfig(str(path), "P2_1", 1, num=1))
 
 
 def test_constraints_of_one_prompt_are_independent(rules: Rules) -> None:

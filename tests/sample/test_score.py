@@ -79,6 +79,7 @@ def test_what_has_no_score_says_why(generator: Generator, records: list[CIFRecor
     for name, by in (("words", "syntax"), ("old", "empty")):
         assert scores[name].rejected_by == by and scores[name].reason and scores[name].rank == 0
         assert math.isnan(scores[name].perplexity)
+    assert score_table(list(scores.values()), limit=0).startswith("scored ")
     table = score_table(list(scores.values()), limit=2)
     assert f"scored {len(NAMES)} of {len(records)}" in table and "1 empty: it was empty (old)" in table
     assert "… and 4 more" in table

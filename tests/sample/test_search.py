@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from crystallm.asymmetric_unit import AsymmetricUnit
+from crystallm.asymmetric_unit import AsymmetricUnit, Site
+from crystallm.cif import write_cif
 from crystallm.model.gpt import GPT
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.composition import Request
 from crystallm.sample.formulas import PromptError
-from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.generate import SAMPLE_SCORES, GenerateConfig, Generator
 from crystallm.sample.prefixes import NextToken
 from crystallm.sample.prompts import begin, benchmark_prompt, parse_prompt
-from crystallm.sample.report import run
+from crystallm.sample.report import run, search_summary
 from crystallm.sample.rules import Rules
 from crystallm.sample.scorers import Scorer, find_scorer
-from crystallm.sample.search import SearchConfig, SearchResult, group_probabilities, search_from
+from crystallm.sample.search import (
+    SEARCHES,
+    SearchConfig,
+    SearchResult,
+    group_probabilities,
+    search_from,
+    searches_with,
+)
+from crystallm.sample.selection import polymorphs, select
 from tokenizer import CIFTokenizer
 
 SETTINGS = {"width": 3, "leaves": 4, "groups": 3, "max_formula_units": 2}
@@ -184,6 +195,72 @@ def test_searches_need_constraints(generator: Generator) -> None:
             search_from(generator, [parse_prompt("NaCl")], SearchConfig("beam"), config)
 
 
+def test_weighted_shares_are_of_draws_at_temperature_1(generator: Generator) -> None:
+    """Elsewhere they are no probability of the model: not at another temperature, nor of a beam."""
+    shares = {
+        case: [row.weighted_share for row in search(generator, name, temperature=temperature).polymorphs]
+        for case, name, temperature in (("1", "best_of_n", 1.0), ("0.7", "best_of_n", 0.7), ("beam", "beam", 1.0))
+    }
+    assert sum(shares["1"]) == pytest.approx(1)
+    assert np.isnan(shares["0.7"]).all() and np.isnan(shares["beam"]).all()
+
+
+def fcc(symbol: str, a: float, name: str) -> CIFRecord:
+    unit = AsymmetricUnit(((symbol, 1),), 1, 225, (a, a, a, 90.0, 90.0, 90.0), (Site(symbol, "a", (0.0, 0.0, 0.0)),))
+    return CIFRecord(name, write_cif(unit, {}), text=unit.to_text(), scores=dict.fromkeys(SAMPLE_SCORES, -a))
+
+
+def test_a_summary_tells_of_agreement_and_of_other_formulas() -> None:
+    def summary(*records: CIFRecord) -> str:
+        rows = polymorphs(records, "self_consistency")
+        answer = select(records, "self_consistency")
+        return search_summary(SearchResult("", list(records), answer, "self_consistency", rows, 3, 30))
+
+    aluminium, copper = fcc("Al", 4.05, "gen-000000"), fcc("Cu", 3.61, "gen-000001")
+    alike = summary(aluminium, replace(aluminium, id="gen-000002"))
+    assert "answer, by self_consistency (2 of 2 samples):" in alike
+    assert "formulas" not in alike and "no two" not in alike
+    other = summary(aluminium, copper)
+    assert "the samples are of 2 different formulas: these crystals are not polymorphs" in other
+    assert "no two of the 2 samples agree\nanswer, by self_consistency (1 of 2 samples):" in other
+    assert "no two" not in summary(aluminium)
+    sites = (Site("Na", "a", (0.0, 0.0, 0.0)), Site("Cl", "c", (0.25, 0.25, 0.25)))
+    blende = AsymmetricUnit((("Na", 1), ("Cl", 1)), 1, 216, (6.0, 6.0, 6.0, 90.0, 90.0, 90.0), sites)
+    salt = replace(blende, space_group_number=225, sites=(sites[0], Site("Cl", "b", (0.5, 0.5, 0.5))))
+    of_two_rows = summary(
+        *(
+            replace(copper, id=unit.group.symbol, cif=write_cif(unit, {}), text=unit.to_text())
+            for unit in (blende, salt)
+        )
+    )
+    assert "(2 of 2 samples; the vote takes 1 of other rows for this crystal):" in of_two_rows
+    assert "no answer" in summary(replace(aluminium, rejected_by="distance"))
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "there"),
+    [
+        ("self_consistency", "nonsense", "first, likelihood.* as scores, log_likelihood_nats"),
+        ("beam", "min:nonsense", "log_mask_mass_nats, beam_score_nats"),
+        ("mcts", "nonsense", "log_mask_mass_nats, density_g_per_cm3"),
+    ],
+)
+def test_an_unknown_selection_is_told_before_anything_is_drawn(
+    name: str, by: str, there: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = SEARCHES[name]
+    monkeypatch.setitem(SEARCHES, name, replace(kind, run=lambda *_: pytest.fail("it was drawn first")))
+    with pytest.raises(ValueError, match=f"no way to select '{by}'; there are .*{there}"):
+        search(generator, name, select=by, scorer="density")
+
+
+def test_a_search_s_own_scores_select(generator: Generator) -> None:
+    beam = search(generator, "beam", select="beam_score_nats")
+    assert beam.selected_by == "beam_score_nats" and beam.answer is not None
+    mcts = search(generator, "mcts", "KMgF3", 4, scorer="density", select="min:density_g_per_cm3")
+    assert mcts.selected_by == "min:density_g_per_cm3" and mcts.answer is not None
+
+
 # ---------------------------------------------------------------- scorers
 
 
@@ -238,8 +315,9 @@ def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: py
     )
     tally = run(config, SearchConfig("self_consistency"))
     printed = capsys.readouterr().out
-    assert "distinct crystals" in printed and "answer, by self_consistency:" in printed and "cost: " in printed
-    assert "Fm-3m (225)" in printed and "weighted %" in printed
+    assert "distinct crystals" in printed and "cost: " in printed
+    assert re.search(r"^answer, by self_consistency \([123] of 3 samples\):$", printed, re.M)
+    assert "Fm-3m (225)" in printed and "weighted %" in printed and "  votes  " in printed
     lines = (tmp_path / "nacl.polymorphs.csv").read_text().splitlines()
     assert lines[0].startswith("prompt,formula,n,share") and lines[1].startswith("NaCl,NaCl,")
     read = list(read_records(tmp_path / "nacl"))
@@ -253,7 +331,14 @@ def test_what_is_printed_and_written(checkpoint: str, tmp_path: Path, capsys: py
 
 def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--policy", "uct"], "--policy goes with --search"),
+        (["--policy", "uct"], "--policy goes with --search mcts"),
+        (["--search", "beam", "--scorer", "density"], "--scorer goes with --search mcts; beam does not look at it"),
+        (["--search", "beam", "--num", "4"], "space_groups, mcts; beam does not look at it"),
+        (["--search", "beam", "--temperature", "0.7"], "--temperature goes with --search best_of_n"),
+        (["--search", "self_consistency", "--groups", "4"], "--groups goes with --search space_groups; self_"),
+        (["--search", "energy_votes", "--width", "4"], "--width goes with --search beam, mcts; energy_votes"),
+        (["--search", "mcts", "--branch", "tokens"], "--branch goes with --search beam; mcts does not look at it"),
+        (["--refiner", "mine"], "refiner goes with refine, got refiner='mine' alone"),
         (["--search", "beam", "--width", "0"], "width must be at least 1"),
         (["--search", "space_groups", "--prompt", "Na-Cl"], "wants a prompt with a formula"),
     ):
@@ -261,3 +346,35 @@ def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         with pytest.raises(SystemExit):
             runpy.run_path(str(root / "bin" / "sample.py"), run_name="__main__")
         assert message in capsys.readouterr().err
+
+
+def test_every_setting_belongs_to_a_search() -> None:
+    for one in fields(SearchConfig):
+        assert searches_with(one.name), one.name
+    assert searches_with("width") == ["beam", "mcts"] and searches_with("select") == list(SEARCHES)
+    assert "beam" not in searches_with("num") and searches_with("prompt") == list(SEARCHES)
+    drawing = {one.name for one in fields(GenerateConfig)}
+    assert all(drawing.issuperset(kind.unused) for kind in SEARCHES.values())
+
+
+def test_beam_does_not_look_at_what_it_says(generator: Generator) -> None:
+    plain = GenerateConfig(num=2, rules="none", seed=0)
+    asked = replace(parse_prompt("NaCl"), request=Request(given_units=2))
+    other = {"num": 5, "temperature": 0.3, "top_k": 2, "top_p": 0.5, "restarts": 1, "dtype": "bfloat16"}
+    assert set(other) == set(SEARCHES["beam"].unused)
+    texts = [
+        [record.text for record in search_from(generator, [asked], SearchConfig("beam", width=3), config)[0].records]
+        for config in (plain, replace(plain, **other))  # type: ignore[arg-type]
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_help_states_the_defaults(root: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, str(root / "bin/sample.py"), "--help"], capture_output=True, text=True
+    ).stdout
+    shown = " ".join(shown.split())
+    for name in ("num", "temperature", "restarts", "batch", "guidance", "device", "dtype", "rules"):
+        assert re.search(rf"--{name} \S+ [^(]*\(default: {GenerateConfig.__dict__[name]}\b", shown), name
+    for name in ("width", "groups", "leaves", "policy", "scorer"):
+        assert re.search(rf"--{name} \S+ [^(]*\(default: {SearchConfig.__dict__[name]}\)", shown), name

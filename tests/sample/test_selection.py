@@ -185,27 +185,91 @@ def test_nothing_valid_and_unknown_names() -> None:
 
 
 def test_polymorphs(tmp_path: Path) -> None:
-    rows = {row.id: row for row in polymorphs(SAMPLES)}
-    assert list(rows) == ["caesium-1", "salt-2", "layers"], "by weighted share"
+    found = polymorphs(SAMPLES, "weighted_self_consistency")
+    rows = {row.id: row for row in found}
+    assert list(rows) == ["caesium-1", "salt-2", "layers"], "by weighted votes"
     total = 1 + 2 * math.exp(-0.1) + 2 * math.exp(-3) + math.exp(-2)
     salt = rows["salt-2"]
     assert (salt.n, salt.share, salt.space_group_symbol, salt.space_group_number) == (3, 0.5, "Fm-3m", 225)
     assert salt.weighted_share == pytest.approx((1 + 2 * math.exp(-3)) / total)
+    assert salt.selection_value == pytest.approx(6 * salt.weighted_share) and salt.n_agreeing == 3
     assert (salt.formula_units, salt.log_likelihood_nats, salt.formula) == (1, -7.0, "NaCl")
     assert salt.volume_per_atom_ang3 == pytest.approx(5.8**3 / 8)
     assert salt.density_g_per_cm3 == pytest.approx(4 * (22.990 + 35.453) / 0.602214 / 5.8**3, rel=1e-4)
-    assert sum(row.weighted_share for row in rows.values()) == pytest.approx(1)
+    assert sum(row.weighted_share for row in found) == pytest.approx(1)
 
-    assert "eV/atom" not in polymorph_table(list(rows.values()))
-    predicted = polymorph_table(polymorphs(with_energies(SAMPLES, salt=-2.125, layers=-1.5)))
-    assert "eV/atom" in predicted and "-2.125  salt-2" in predicted and "nan  caesium-1" in predicted
-    table = polymorph_table(list(rows.values()), limit=2)
-    assert "Fm-3m (225)" in table and table.endswith("… and 1 more")
-    write_polymorphs(tmp_path / "rows.csv", [("Na Cl", list(rows.values()))])
+    table = polymorph_table(found, limit=2)
+    assert "Fm-3m (225)" in table and table.endswith("… and 1 more") and "eV/atom" not in table
+    write_polymorphs(tmp_path / "rows.csv", [("Na Cl", found)])
     with open(tmp_path / "rows.csv", newline="") as stream:
         written = list(csv.DictReader(stream))
     assert [row["id"] for row in written] == list(rows) and float(written[1]["share"]) == 0.5
+    assert [row["answer"] for row in written] == ["True", "False", "False"]
+    assert {row["selected_by"] for row in written} == {"weighted_self_consistency"}
+    assert float(written[1]["selection_value"]) == pytest.approx(salt.selection_value)
 
-    unweighted = polymorphs(SAMPLES, weighted=False)
-    assert [row.id for row in unweighted] == ["layers", "salt-2", "caesium-1"], "by likelihood"
-    assert "nan" not in polymorph_table(unweighted)
+
+ENERGIES = {"salt": -1.8, "caesium": -2.0, "layers": -1.5}
+
+
+@pytest.mark.parametrize(
+    ("by", "heading", "ids", "values"),
+    [
+        ("self_consistency", "votes", ["salt-2", "caesium-1", "layers"], ["3", "2", "1"]),
+        # 2, 3 exp(-2/3), exp(-5/3); with importance 1.810, 1.100 and 0.135 of 3.045
+        ("energy_votes", "energy votes", ["caesium-1", "salt-2", "layers"], ["2.00", "1.54", "0.19"]),
+        ("weighted_self_consistency", "weighted votes", ["caesium-1", "salt-2", "layers"], ["3.57", "2.17", "0.27"]),
+        ("likelihood", "log p nats", ["layers", "salt-2", "caesium-1"], ["-6.0", "-7.0", "-8.0"]),
+        ("likelihood_per_token", "log p/token", ["layers", "salt-2", "caesium-1"], ["-0.150", "-0.175", "-0.200"]),
+        ("min:density_g_per_cm3", "g/cm³", ["layers", "salt-2", "caesium-1"], ["1.20", "1.99", "2.26"]),
+        ("hardness", "hardness", ["salt-1", "layers", "caesium-1"], ["3.000", "2.000", "1.000"]),
+    ],
+)
+def test_rows_stand_as_the_selection_prefers_them(by: str, heading: str, ids: list[str], values: list[str]) -> None:
+    """The number it goes by is in a column of its name, and the answer's row comes first, with a star."""
+    given = []
+    for sample in with_energies(SAMPLES, **ENERGIES):
+        name = sample.id.partition("-")[0]
+        hardness = {"salt": 3.0, "layers": 2.0}.get(name, 1.0)
+        density = parse_cif(sample.cif)[0].density_g_per_cm3
+        given.append(replace(sample, scores={**sample.scores, "hardness": hardness, "density_g_per_cm3": density}))
+    rows = polymorphs(given, by)
+    assert [row.answer for row in rows] == [True, False, False]
+    assert rows[0].id == given[select(given, by)].id  # type: ignore[index]
+    head, *lines = polymorph_table(rows).splitlines()
+    end = head.index(heading) + len(heading)
+    assert [row.id for row in rows] == ids
+    assert [line[:end].split()[-1] for line in lines] == values
+    assert [line.startswith("*") for line in lines] == [True, False, False]
+
+
+def test_every_selection_s_answer_is_the_first_row() -> None:
+    given = with_energies(SAMPLES, **ENERGIES)
+    for by in (*SELECTIONS, "min:log_mask_mass_nats"):
+        for samples in (given, given[::-1], given[3:] + given[:3]):
+            assert polymorphs(samples, by)[0].id == samples[select(samples, by)].id  # type: ignore[index]
+
+
+def test_crystals_that_a_vote_takes_for_one_stand_together() -> None:
+    """At the benchmark's tolerance zinc blende is rock salt: three votes against two."""
+    samples = [
+        record("caesium-1", caesium_chloride(3.5), -5.0),
+        record("caesium-2", caesium_chloride(3.4), -5.5),
+        record("blende", zinc_blende(6.0), -9.0),
+        record("salt-1", rock_salt(6.0), -7.0),
+        record("salt-2", rock_salt(5.8), -8.0),
+    ]
+    rows = polymorphs(samples)
+    assert [(row.id, row.n, row.n_agreeing, row.answer) for row in rows] == [
+        ("salt-1", 2, 3, True),
+        ("blende", 1, 3, False),
+        ("caesium-1", 2, 2, False),
+    ]
+
+
+def test_columns_that_mean_nothing_are_left_out() -> None:
+    assert "weighted %" in polymorph_table(polymorphs(SAMPLES))
+    unweighted = polymorph_table(polymorphs(SAMPLES, weighted=False))
+    assert "weighted %" not in unweighted and "nan" not in unweighted
+    predicted = polymorph_table(polymorphs(with_energies(SAMPLES, salt=-2.125, layers=-1.5)))
+    assert "eV/atom" in predicted and "-2.125  salt-2" in predicted and "nan  caesium-1" in predicted

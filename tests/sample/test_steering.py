@@ -15,11 +15,13 @@ import torch
 
 from crystallm.asymmetric_unit import AsymmetricUnit, Site
 from crystallm.canonical import canonicalize
+from crystallm.cif import parse_cif
 from crystallm.data.retokenize import SPECS
 from crystallm.interop import from_structure
 from crystallm.model.batch import make_batch
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.records import CIFRecord
 from crystallm.sample.cells import complete_cell, groups_of_cell, has_volume
 from crystallm.sample.constraints import DeadEnd, Full
 from crystallm.sample.engine import Engine, Job
@@ -29,14 +31,14 @@ from crystallm.sample.logits import Draw
 from crystallm.sample.prefixes import NextToken
 from crystallm.sample.prompts import begin, steered_prompt
 from crystallm.sample.prototypes import PROTOTYPES, find_prototype, prototypes_for
-from crystallm.sample.report import run
+from crystallm.sample.report import Tally, run
 from crystallm.sample.rules import Rules
 from crystallm.sample.search import SearchConfig, search_from
 from crystallm.sample.steering import NOTHING, Steering, add_lines, read_assignments, read_steering
 from crystallm.sample.text_forms import text_form
 from crystallm.space_groups import space_group
 from tokenizer import CIFTokenizer
-from tokenizer.vocabulary import PROPERTY_NAMES, vocabulary_from_spec
+from tokenizer.vocabulary import PROPERTY_LEAST, PROPERTY_NAMES, vocabulary_from_spec
 
 DENSITY, GAP = "density_g_per_cm3", "band_gap_ev"
 
@@ -100,7 +102,9 @@ def test_lines_stand_in_their_order_and_on_the_grid(tokenizer: CIFTokenizer) -> 
     ("properties", "message"),
     [
         ({"colour": 1.0}, "no property 'colour'; there are band_gap_ev, formation_energy_ev_per_atom"),
-        ({"density": math.nan}, "density_g_per_cm3 is nan, wanted a number from -10.00 to [+]99.99"),
+        ({"density": math.nan}, "density_g_per_cm3 is nan, wanted a number from [+]0.01 to [+]99.99"),
+        ({"density": -5.0}, "density_g_per_cm3 is -5, wanted a number from [+]0.01 to [+]99.99"),
+        ({"density": 0.0}, "density_g_per_cm3 is 0, wanted a number from [+]0.01"),
         ({"density": 100.0}, "density_g_per_cm3 is 100, wanted a number from"),
         ({"density": -math.inf}, "density_g_per_cm3 is -inf"),
         ({"band_gap": 1.0}, "not trained with band_gap_ev, .*; it was trained with density_g_per_cm3$"),
@@ -111,6 +115,43 @@ def test_properties_that_cannot_be_asked_for(properties: dict, message: str, tok
     with pytest.raises(PromptError, match=message):
         read_steering(tokenizer.vocabulary, properties, trained=(DENSITY,))
     assert read_steering(tokenizer.vocabulary, {DENSITY: 99.994}, trained=(DENSITY,)).lines == ((DENSITY, "+99.99"),)
+
+
+def test_bounds_of_other_properties(tokenizer: CIFTokenizer) -> None:
+    def ask(name: str, value: float) -> tuple[tuple[str, str], ...]:
+        return read_steering(tokenizer.vocabulary, {name: value}, trained=PROPERTY_NAMES).lines
+
+    for name in ("volume_per_atom", "band_gap", "e_above_hull"):
+        with pytest.raises(PromptError, match=r"is -0\.5, wanted a number from [+]0\.0"):
+            ask(name, -0.5)
+    assert ask("band_gap", 0.0) == ((GAP, "+0.00"),)
+    assert ask("formation_energy", -5.0) == (("formation_energy_ev_per_atom", "-5.00"),)
+    with pytest.raises(PromptError, match=r"is -11, wanted a number from -10\.00 to"):
+        ask("formation_energy", -11.0)
+    assert set(PROPERTY_LEAST) < set(PROPERTY_NAMES)
+
+
+def test_the_summary_tells_what_was_obtained(root: Path) -> None:
+    """NaCl has 2.16 g/cm³, rutile 4.2, silicon 2.33; a gap is not computed, and the rejected do not count."""
+    records = [
+        CIFRecord(name, (root / "tests" / "cifs" / f"{name}.cif").read_text(), rejected_by=by)
+        for name, by in (("NaCl", None), ("Si", None), ("rutile", "distance"))
+    ]
+    tally = Tally(records, {DENSITY: 60.0, "volume_per_atom_ang3": 20.0, GAP: 1.0})
+    low, high = sorted(parse_cif(record.cif)[0].density_g_per_cm3 for record in records[:2])
+    density, volume = tally.obtained_summary().splitlines()
+    assert density == f"density asked 60.00 g/cm³, obtained {(low + high) / 2:.2f} ({low:.2f} to {high:.2f})"
+    assert volume.startswith("volume per atom asked 20.00 Å³, obtained ")
+    assert Tally(records).obtained_summary() == Tally([], {DENSITY: 2.0}).obtained_summary() == ""
+
+
+def test_a_run_prints_what_was_obtained(
+    steerable: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Generator, "load", lambda *_: steerable)
+    run(GenerateConfig(properties={"density": 8.96}, num=3, seed=0, temperature=0, rules="none"))
+    printed = capsys.readouterr().out
+    assert "asked: density_g_per_cm3 8.96\ndensity asked 8.96 g/cm³, obtained 8.97 (8.97 to 8.97)" in printed
 
 
 def test_a_model_without_property_lines_refuses(random_gpt: GPT, tokenizer: CIFTokenizer) -> None:
