@@ -143,7 +143,7 @@ def test_the_script_writes_what_is_valid(refine, tmp_path: Path) -> None:
     (mixed / "image.cif").write_bytes(b"\x89PNG\0\xff")
     status, printed = refine("mixed", "--out", "refined")
     assert status == 0 and "kept 1 of 3" in printed and "1 written to refined" in printed
-    assert "1 binary: image: byte 0 at position 4" in printed and "1 syntax: " in printed
+    assert "1 binary: byte 0 at position 4" in printed and "1 syntax: " in printed
     assert [one.id for one in read_records("refined")] == ["rutile"]
     status, printed = refine("mixed", "--out", "refined")
     assert status == 2 and "refined holds 1 crystals of an earlier run; --overwrite replaces them" in printed
