@@ -169,11 +169,11 @@ def pack(crystals: Sequence[Crystal], orbits: Sequence[Orbits]) -> PackedCrystal
     )
 
 
-def at_once(n_atoms: Iterable[int], most: int | None = None) -> Iterator[range]:
-    """Places of crystals of `n_atoms`, in order: as many as have `most` (ATOMS_AT_ONCE) atoms together, or one."""
+def at_once(n_atoms: Iterable[int]) -> Iterator[range]:
+    """Places of crystals of `n_atoms`, in order: as many as have ATOMS_AT_ONCE atoms together, or one."""
     start, end, total = 0, 0, 0
     for end, n in enumerate(n_atoms):
-        if end > start and total + n > (most or ATOMS_AT_ONCE):
+        if end > start and total + n > ATOMS_AT_ONCE:
             yield range(start, end)
             start, total = end, 0
         total += n

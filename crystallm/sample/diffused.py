@@ -151,7 +151,8 @@ def diffuse(
         sampling: dict[str, Any] = {"num_steps": config.num_steps, "sampler": config.sampler}
         if config.corrector_steps is not None:
             sampling["corrector_steps"] = config.corrector_steps
-        sampling["seed"] = (seed + first) % 2**63  # the first batch alone is drawn by the seed itself
+        # The first batch alone is drawn by the seed itself; no two by the same one, candidates' batches counted too.
+        sampling["seed"] = (seed + first * max(1, candidates)) % 2**63
         if candidates and species is not None:
             drawn = sample_best(model, number, lattice, species, candidates, **sampling)
         else:

@@ -174,6 +174,21 @@ def test_corrector_steps_left_out_are_the_sampler_s_own(ignorant: CrystalDiffusi
     assert left_out.crystal.frac_coords.tobytes() != more.crystal.frac_coords.tobytes()
 
 
+@pytest.mark.parametrize("cell", [None, (8.0,)])
+def test_no_two_batches_of_candidates_share_a_seed(ignorant: CrystalDiffusionModel, monkeypatch, cell):
+    monkeypatch.setattr("crystallm.sample.diffused.ATOMS_AT_ONCE", 4)
+    monkeypatch.setattr("crystallm.refine.batch.ATOMS_AT_ONCE", 4)
+    seeds, sample = [], ignorant.sample
+
+    def noted(*args, seed: int, **rest):
+        seeds.append(seed)
+        return sample(*args, seed=seed, **rest)
+
+    monkeypatch.setattr(ignorant, "sample", noted)
+    drawn = list(diffuse(ignorant, DiffuseConfig(("Na", "Cl"), cell, num=6, num_steps=2, seed=0, candidates=3)))
+    assert len(set(seeds)) == len(seeds) > 3 and len({one.crystal.frac_coords.tobytes() for one in drawn}) == 6
+
+
 def test_nothing_is_written_when_nothing_is_asked_for(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = run(Knowing(), {}, DiffuseConfig(("Al",) * 4, (4.05,), 3, seed=1, candidates=0))
