@@ -185,7 +185,7 @@ def test_pipes_and_missing_paths(tmp_path):
 def test_a_folder_without_structures_names_what_is_read(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / ".hidden.cif").write_text("x")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no structure file in this folder; wanted \.cif, .*\.zip"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no structure file in this folder; wanted \.cif, .*zip"):
         read_sources([tmp_path])
 
 
