@@ -11,7 +11,7 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import spglib
@@ -360,7 +360,7 @@ def main() -> None:
         "map_start",
     ]
     lengths = ["rotations", "letter", "stabiliser", "orbit", "coset_m", "coset_letter", "maps"]
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name, of in zip(starts, lengths, strict=True):
         joined = out[of]
         total = len(joined) if of in ("letter", "coset_m") else sum(map(len, joined))
