@@ -30,7 +30,7 @@ if __name__ == "__main__":
     try:
         results = [benchmark_properties(one) for one in settings]
     except (ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(property_table(results))
     if given.picture:
         draw_calibration(results).savefig(given.picture, dpi=150)

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     try:
         results = compare_rankings(RankingConfig(**given))
     except (ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(ranking_table(results))
     if target:
         Path(target).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

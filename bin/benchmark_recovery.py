@@ -50,4 +50,4 @@ if __name__ == "__main__":
             settings = {"num": given.num, "seed": given.seed, "corrector_steps": given.corrector_steps}
             print(f"{n} candidates\n{recover_prototypes(model, given.cells, candidates=n, **settings)}")
     except (ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")

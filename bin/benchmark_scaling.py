@@ -38,7 +38,7 @@ def main() -> None:
         try:
             check_output(out, filter(None, (options["path"], all_pairs)), overwrite)
         except (ValueError, FileExistsError) as err:
-            parser.error(str(err))
+            parser.exit(2, f"{parser.prog}: {err}\n")
     if all_pairs is not None:
         texts = filter(None, map(canonical_text, read_sources([all_pairs])))
         result = compare(texts, options["max_cpu_seconds"], options["seed"])
@@ -48,7 +48,7 @@ def main() -> None:
         try:
             config = GrowthConfig(**options | {"sizes": tuple(map(int, options["sizes"].split(",")))})
         except ValueError as err:
-            parser.error(str(err))
+            parser.exit(2, f"{parser.prog}: {err}\n")
         result = measure_growth(config)
         print(growth_table(result))
     if out is not None:

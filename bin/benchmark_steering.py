@@ -45,7 +45,7 @@ if __name__ == "__main__":
         given["prompts"] = tuple(prompt for source in given["prompts"] for prompt in read_prompts(source))
         results = benchmark_steering(SteeringConfig(**given))
     except (ValueError, FileNotFoundError, FileExistsError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(steering_table(results))
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)

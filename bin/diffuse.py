@@ -67,4 +67,4 @@ if __name__ == "__main__":
             model.training_cells = read_training_cells(given.compositions)
         print(run(model, info, config, None if given.no_save else given.out))
     except (ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")

@@ -61,5 +61,5 @@ if __name__ == "__main__":
             figures["training_curve"] = training_curve(log)
         paths = save_figures(figures, arguments.out)
     except (ValueError, FileNotFoundError, FileExistsError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(*paths, sep="\n")

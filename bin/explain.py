@@ -27,6 +27,6 @@ if __name__ == "__main__":
     try:
         n_explained, n_read = explain_paths(**vars(parser.parse_args()))
     except (ValueError, FileNotFoundError, FileExistsError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_explained:
         sys.exit(f"explain: none of {n_read} explained")

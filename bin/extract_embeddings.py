@@ -45,7 +45,7 @@ def main() -> None:
             save_counts(info["path"], counts, tokenizer)
         summary = write_embeddings(model, tokenizer, info, options.out, options.data, options.min_structures)
     except (ValueError, FileNotFoundError, FileExistsError, ShardError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(embedding_table(summary))
     print(f"\nwritten to {options.out}")
 

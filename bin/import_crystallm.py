@@ -19,7 +19,7 @@ def main() -> None:
     try:
         folder = import_crystallm(options.checkpoint, options.out)
     except (ValueError, OSError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     print(f"{sum(file.stat().st_size for file in folder.iterdir()):,} bytes written to {folder}")
 
 

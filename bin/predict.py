@@ -24,6 +24,6 @@ if __name__ == "__main__":
     try:
         n_predicted, n_read = predict_paths(**vars(parser.parse_args()))
     except (ValueError, FileNotFoundError, FileExistsError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_predicted:
         sys.exit(f"predict: none of {n_read} predicted")

@@ -48,7 +48,7 @@ def parse_arguments() -> PrepareConfig:
     try:
         return from_dict(PrepareConfig, options)
     except ConfigError as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
 
 
 if __name__ == "__main__":

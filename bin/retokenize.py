@@ -35,7 +35,7 @@ def main() -> None:
     try:
         meta = retokenize(**options)
     except (ShardError, ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
     for split, count in meta["counts"].items():
         mean = count["tokens"] / max(1, count["structures"])
         left_out = meta["retokenized_from"]["left_out"][split]

@@ -134,7 +134,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
             ranking = Ranking.find(rank, predictor)
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
     except (ValueError, FileNotFoundError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
 
 
 def refuse_ignored(search: str | None, typed: list[str]) -> None:
@@ -151,4 +151,4 @@ if __name__ == "__main__":
     try:
         run(config, settings, ranking)
     except (ValueError, FileNotFoundError, FileExistsError) as err:
-        parser.error(str(err))
+        parser.exit(2, f"{parser.prog}: {err}\n")
