@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from crystallm.crystal import Crystal, Floats, Ints, formula_text
-from crystallm.geometry import covalent_radii
+from crystallm.geometry import MIN_DISTANCE_ANG, covalent_radii, reduce_lattice
 from crystallm.refine.batch import PackedCrystals
 from tokenizer.elements import ATOMIC_NUMBERS, SYMBOLS
 
@@ -116,12 +116,18 @@ def start_crystals(
 
 
 def _with_room(crystal: Crystal) -> Crystal:
-    """The crystal; ValueError for a cell that is too small for its atoms."""
+    """The crystal; ValueError for a cell that is too small for its atoms, or too flat."""
     volume, n = crystal.volume_ang3, crystal.n_atoms
     if volume < MIN_VOLUME_PER_ATOM_ANG3 * n:
         raise ValueError(
             f"a cell of {volume:.3g} Å³ is too small for {n} atom{'s' * (n > 1)}: {volume / n:.2g} Å³ an atom, wanted "
             f"at least {MIN_VOLUME_PER_ATOM_ANG3:g} (most crystals have 10 to 25)"
+        )
+    shortest = float(np.linalg.norm(reduce_lattice(crystal.lattice)[0][0]))
+    if shortest < MIN_DISTANCE_ANG:
+        raise ValueError(
+            f"the cell repeats every {shortest:.3g} Å, so each atom lies on its own image; wanted at least "
+            f"{MIN_DISTANCE_ANG:g} Å (atoms of crystals stand 1 to 4 Å apart)"
         )
     return crystal
 

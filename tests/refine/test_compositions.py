@@ -114,3 +114,7 @@ def test_a_cell_too_small_for_its_atoms_is_refused(model: CrystalDiffusionModel)
     assert kept.n_atoms == 2
     with pytest.raises(ValueError, match=r"a cell of 0\.008 Å³ is too small for 1 atom: 0\.008 Å³ an atom"):
         model.sample(batch_size=1, lattice=np.eye(3) * 0.2, species=["Na"], num_steps=1)
+    with pytest.raises(
+        ValueError, match=r"the cell repeats every 0\.0001 Å, so each atom lies on its own image; wanted"
+    ):
+        model.sample(batch_size=1, lattice=np.diag([1000, 1000, 1e-4]), species=["Na"], num_steps=1)
