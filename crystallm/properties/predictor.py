@@ -29,15 +29,12 @@ class HeadConfig:
     structure_weight: float = 0.5  # of its branch's loss; the fused branch counts 1
     text_weight: float = 0.5
     modality_dropout: float = 0.1  # share of the training samples whose fused branch misses one of the two, each
-    fused_gradient: float = 1.0  # share of the fused branch's that reaches the encoders; 0: they learn as if alone
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
         if not 0 <= self.modality_dropout <= 0.5:
             raise ValueError(f"modality_dropout must be in [0, 0.5], got {self.modality_dropout}")
-        if not 0 <= self.fused_gradient <= 1:
-            raise ValueError(f"fused_gradient must be in [0, 1], got {self.fused_gradient}")
 
 
 @dataclass(frozen=True)
@@ -181,8 +178,8 @@ class PropertyPredictor(nn.Module):
         encodings = self.encode(batch)
         predictions = self._alone(encodings)
         if self.fusion is not None and encodings:
-            seen = self._dropped(encodings, batch) if self.training else encodings
-            predictions |= self._fused(self.fusion, seen)
+            drops = self.training and self.config.modality_dropout > 0
+            predictions |= self._fused(self.fusion, self._dropped(encodings, batch) if drops else encodings)
         means, scales = self.scaling()
         known = batch.targets.isfinite()  # (B, n_targets)
         wanted = torch.where(known, (batch.targets - means) / scales, 0.0)
@@ -213,21 +210,16 @@ class PropertyPredictor(nn.Module):
         return Loss(total, len(batch.targets), sums, counts)
 
     def _dropped(self, encodings: Mapping[str, Encoding], batch: PropertyBatch) -> dict[str, Encoding]:
-        """As the fused branch learns: some samples without structure, some others without text, none without both."""
+        """Some samples without structure, some others without text, none without both."""
         draw = torch.rand(len(batch.targets)).to(batch.targets.device)
         share = self.config.modality_dropout
-        dropped = {name: self._for_fusion(encoding) for name, encoding in encodings.items()}
+        dropped = dict(encodings)
         for place, name in enumerate(self.encoders):
             others = [batch.present[other] for other in self.encoders if other != name and other in batch.present]
             absent = (draw >= place * share) & (draw < (place + 1) * share)
-            if name in dropped and others and share:
-                dropped[name] = self._without(name, dropped[name], absent & others[0])
+            if name in encodings and others:
+                dropped[name] = self._without(name, encodings[name], absent & others[0])
         return dropped
-
-    def _for_fusion(self, encoding: Encoding) -> Encoding:
-        """The same, but that of its gradient the configured share goes on to the encoder"""
-        still = encoding.tokens.detach()
-        return Encoding(torch.lerp(still, encoding.tokens, self.config.fused_gradient), encoding.mask)
 
 
 class Head(nn.Module):

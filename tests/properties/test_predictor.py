@@ -210,23 +210,6 @@ def test_missing_labels_teach_nothing(samples: SampleSet) -> None:
     assert last is not None and last[0].abs().max() > 0 and last[1].abs().max() == 0
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_how_much_of_the_fused_branch_the_encoders_learn_from(samples: SampleSet, share: float) -> None:
-    def gradients(fused_gradient: float) -> dict[str, torch.Tensor]:
-        model = predictor(structure_weight=0, text_weight=0, modality_dropout=0, fused_gradient=fused_gradient)
-        model.train()
-        batch = BatchMaker(samples, model.encoders_by_modality(), [t.name for t in TARGETS]).batch(np.arange(6))
-        model.loss(batch).total.backward()
-        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-    whole, part = gradients(1.0), gradients(share)
-    assert whole.keys() == part.keys()
-    for name, gradient in part.items():
-        below = name.startswith(("encoders.", "bridges."))
-        torch.testing.assert_close(gradient, whole[name] * (share if below else 1.0), atol=1e-6, rtol=1e-4)
-    assert any(whole[name].abs().max() > 1e-3 for name in whole if name.startswith("encoders.text"))
-
-
 def test_one_encoder_is_a_model_too(samples: SampleSet) -> None:
     model = build_predictor(PredictorConfig(SMALL, None, HeadConfig(width=16)), TARGETS)
     assert model.branches == ("structure",)
