@@ -38,7 +38,7 @@ def sample_best(
     `lattice` (3, 3), Å, or None; `species` of one crystal; `settings` as in `model.sample`. In a given cell a candidate
     is drawn in one 1 / m as large, and repeated; m divides the number of atoms of each element, is at most MAX_INDEX,
     and is drawn in proportion to its root. Without a cell each candidate is one of `model.sample`. Judged by
-    `model.noise_errors`. Raises ValueError as `model.sample`.
+    `model.denoising_errors`. Raises ValueError as `model.sample`.
     """
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, got {candidates}")
@@ -54,7 +54,7 @@ def sample_best(
         found = _repeating(model, number, np.asarray(lattice, dtype=np.float64), species, seed, settings)
     if candidates == 1:
         return found
-    errors = model.noise_errors(found).reshape(batch_size, candidates)
+    errors = model.denoising_errors(found).reshape(batch_size, candidates)
     return [found[k * candidates + int(best)] for k, best in enumerate(errors.argmin(axis=1))]
 
 

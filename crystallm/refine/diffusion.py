@@ -43,6 +43,7 @@ class DiffusionConfig:
     cutoff_ang: float = 5.0
     vector_messages: bool = False  # of the denoiser: it learns in fewer steps, each of them slower
     free_cell: float = 0.5  # share of training in which the cell is noisy too; 0: cells are always given
+    trained_sigmas_ang: tuple[float, float] | None = None  # least and greatest width trained; None: the schedule's
 
     def __post_init__(self) -> None:
         for name in ("hidden_dim", "num_layers", "cutoff_ang"):
@@ -50,7 +51,18 @@ class DiffusionConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.free_cell <= 1:
             raise ValueError(f"free_cell must be in [0, 1], got {self.free_cell}")
-        make_schedule(self.schedule, self.timesteps, self.sigma_min_ang, self.sigma_max_ang)
+        schedule = make_schedule(self.schedule, self.timesteps, self.sigma_min_ang, self.sigma_max_ang)
+        if self.trained_sigmas_ang and not len(self.trained(schedule.sigma_ang)):
+            low, high = self.trained_sigmas_ang
+            raise ValueError(
+                f"trained_sigmas_ang: none of the widths, {self.sigma_min_ang:g} to {self.sigma_max_ang:g} Å, "
+                f"lies in [{low:g}, {high:g}]"
+            )
+
+    def trained(self, sigmas_ang: Floats) -> Floats:
+        """Those of these widths that training draws."""
+        low, high = self.trained_sigmas_ang or (0.0, math.inf)
+        return sigmas_ang[(sigmas_ang >= low) & (sigmas_ang <= high)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +102,11 @@ class CrystalDiffusionModel(nn.Module):
         """The layers, whose matrices are Muon's."""
         return self.denoiser.layers
 
+    @property
+    def generates(self) -> bool:
+        """Whether it was trained on the noise that `sample` begins with; otherwise it mends only."""
+        return self.schedule.sigma_ang[-1] in self.config.trained(self.schedule.sigma_ang)
+
     def neighbours(self, batch: CrystalBatch) -> Neighbours:
         return Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
 
@@ -106,7 +123,8 @@ class CrystalDiffusionModel(nn.Module):
         if not self.training:
             generator = torch.Generator(batch.lattice.device).manual_seed(len(batch.crystal))
         n, device = batch.n_crystals, batch.lattice.device
-        sigmas = torch.as_tensor(self.schedule.sigma_ang, dtype=torch.float32, device=device)
+        trained = self.config.trained(self.schedule.sigma_ang)
+        sigmas = torch.as_tensor(trained, dtype=torch.float32, device=device)
         sigma = sigmas[torch.randint(len(sigmas), (n,), generator=generator, device=device)]
         cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
         with batch.exactly():
@@ -230,8 +248,15 @@ class CrystalDiffusionModel(nn.Module):
         as its row of `mask` has places, else of at most `max_atoms`, and of about the volume of its lattice.
         `num_steps`: of the schedule's, by default all; `corrector_steps` as in `denoise`. The same seed gives the same
         crystals. `keep` sees the way there, as in `denoise`.
-        Raises ValueError for cells or species that cannot be, or where no training crystal fits what is asked.
+        Raises ValueError for cells or species that cannot be, where no training crystal fits what is asked, or for a
+        model that was trained on less noise than this begins with.
         """
+        if not self.generates:
+            least, most = self.config.trained_sigmas_ang or (0.0, 0.0)
+            raise ValueError(
+                f"this model was trained to mend, on noise of {least:g} to {most:g} Å "
+                f"(refiner.trained_sigmas_ang); crystals from noise begin at {self.config.sigma_max_ang:g} Å"
+            )
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         generator = torch.Generator().manual_seed(seed) if seed is not None else torch.Generator()
@@ -248,7 +273,7 @@ class CrystalDiffusionModel(nn.Module):
         return self.denoise(batch, sigmas, free_cell, sampler, generator, keep, corrector_steps).crystals()
 
     @torch.no_grad()
-    def noise_errors(
+    def denoising_errors(
         self,
         crystals: Sequence[Crystal],
         sigmas_ang: Sequence[float] = JUDGING_SIGMAS_ANG,

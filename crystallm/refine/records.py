@@ -61,7 +61,7 @@ def _refine_window(
     records: list[CIFRecord], model: CrystalDiffusionModel, config: RefineConfig, model_hash: str
 ) -> list[CIFRecord]:
     done = list(records)
-    units = {k: unit for k, record in enumerate(records) if (unit := _unit(record)) is not None}
+    units = {k: unit for k, record in enumerate(records) if (unit := unit_of(record)) is not None}
     settings = {"sigma_ang": config.start_sigma_ang, "num_steps": config.num_steps, "free_cell": config.free_cell}
     if config.add_noise:
         settings |= {"add_noise": True, "seed": config.seed}
@@ -91,7 +91,7 @@ def refine_units(units: Sequence[UnitCrystal], model: CrystalDiffusionModel, con
     return [refined[k] for k in range(len(units))]
 
 
-def _unit(record: CIFRecord) -> UnitCrystal | None:
+def unit_of(record: CIFRecord) -> UnitCrystal | None:
     """None for what has no crystal: a sample without an end, a CIF that cannot be read or described."""
     try:
         if record.text:

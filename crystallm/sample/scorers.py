@@ -2,6 +2,7 @@
 
 find_scorer("min:density")            # built in
 find_scorer("formation_energy")       # a property of the predictor
+find_scorer("denoising_error")        # of the refiner: low for a crystal as it knows them
 find_scorer("min:energies:per_atom")  # per_atom(records) -> list of floats, in a module energies that can be imported
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord
-from crystallm.sample.selection import SELECTIONS
+from crystallm.sample.selection import DENOISING, SELECTIONS
 
 Function = Callable[[list[CIFRecord]], Sequence[float]]
 
@@ -97,13 +98,16 @@ def computed(name: str) -> Scorer | None:
 def find_scorer(spec: str, predictor: str | None = None) -> Scorer:
     """By name, or `module:function`; "min:" or "max:" before it says whether the lowest or the highest is best.
 
-    Any other name is a property of the predictor, a checkpoint, or the bundled one; the lowest energy is best. A
+    "denoising_error" is the bundled refiner's, the lowest is best. Any other name is a property of the predictor, a
+    checkpoint, or the bundled one; the lowest energy is best. A
     function of one's own is maximised unless it says otherwise. Raises ValueError for what is not there.
     """
     sense, _, rest = spec.partition(":")
     name = rest if sense in ("min", "max") else spec
     if name in SCORERS:
         scorer = SCORERS[name]
+    elif name == DENOISING:
+        scorer = denoising_scorer()
     elif ":" in name:
         scorer = Scorer(name.partition(":")[2], _imported(name))
     else:
@@ -120,7 +124,7 @@ def property_scorer(name: str, predictor: str | None = None) -> Scorer:
     try:
         target = model.target(name).name
     except ValueError:
-        others = ", ".join([*SCORERS, *sorted(known)])
+        others = ", ".join([*SCORERS, DENOISING, *sorted(known)])
         raise ValueError(f"no scorer {name!r}; there are {others}, and module:function") from None
 
     def values(records: list[CIFRecord]) -> list[float]:
@@ -128,6 +132,22 @@ def property_scorer(name: str, predictor: str | None = None) -> Scorer:
         return [record.scores.get(score_name(target), math.nan) for record in scored]
 
     return Scorer(score_name(target), values, "energy" not in target, model.info.get("model_hash"))
+
+
+def denoising_scorer() -> Scorer:
+    """How badly the bundled refiner tells which noise was added to a crystal (`denoising_errors`)."""
+    from crystallm.refine.records import unit_of
+    from crystallm.sample.refined import load
+
+    model, info = load()
+
+    def errors(records: list[CIFRecord]) -> list[float]:
+        units = [unit_of(record) for record in records]
+        known = [unit.crystal for unit in units if unit is not None]
+        found = iter(model.denoising_errors(known) if known else ())
+        return [math.nan if unit is None else float(next(found)) for unit in units]
+
+    return Scorer(DENOISING, errors, higher_is_better=False, model_hash=info.get("model_hash"))
 
 
 def _imported(spec: str) -> Function:

@@ -6,6 +6,7 @@
 best_of_n         draw `num`, answer with the likeliest
 self_consistency  draw `num`, answer from the largest cluster of matching ones
 energy_votes      the same, each sample's vote weighed by its predicted formation energy
+denoising_votes   the same, votes weighed by how well the refiner tells noise from the sample
 formula_units     draw `num` for each number of formula units in the primitive cell, up to `max_formula_units`
 space_groups      draw `num` for each of the `groups` space groups that the model finds likeliest for the formula
 beam              the `width` likeliest ways to choose formula units, space group and Wyckoff letters (beam.py)
@@ -355,6 +356,7 @@ SEARCHES: dict[str, _Search] = {
     "best_of_n": _Search(_draw, "likelihood"),
     "self_consistency": _Search(_draw, "self_consistency"),
     "energy_votes": _Search(_draw, "energy_votes"),
+    "denoising_votes": _Search(_draw, "denoising_votes"),
     "formula_units": _Search(_by_formula_units, "weighted_self_consistency", ("max_formula_units",), True),
     "space_groups": _Search(_by_space_group, "weighted_self_consistency", ("groups",), True),
     "beam": _Search(

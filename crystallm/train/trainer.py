@@ -432,6 +432,7 @@ FREE_KEYS = {
     "out",
 }
 FREE_KEYS |= {"device", "dtype", "compile", "threads", "clock", "wandb", "wandb_project", "init_from"}
+FREE_KEYS |= {"error_factors"}  # of a predictor's targets: fitted after training
 
 
 def _check_same_run(saved: Mapping[str, Any], info: Mapping[str, Any], folder: Path) -> None:
@@ -448,5 +449,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [k for k in {**old, **new} if k not in FREE_KEYS and k not in ("training", "provenance")]
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{key}.{k}".lstrip("."))]
-    same = old == new or (isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and list(old) == list(new))
-    return [] if same else [(key, old, new)]
+    are_lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+    if are_lists and len(old) == len(new):
+        return [d for k, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{key}.{k}")]
+    return [] if old == new else [(key, old, new)]

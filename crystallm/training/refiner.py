@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class RefinerRunConfig:
     init_from: str | None = None  # checkpoint to start from, with a new optimizer and warm-up
     test_structures: int | None = None  # drawn from noise and checked at each evaluation
     data: CrystalDataConfig = field(default_factory=CrystalDataConfig)
-    refiner: DiffusionConfig = field(default_factory=DiffusionConfig)
+    refiner: DiffusionConfig = field(default_factory=DiffusionConfig)  # with init_from: only what training draws
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -47,9 +47,16 @@ def train_refiner(config: RefinerRunConfig) -> str:
     provenance = {"crystallm": __version__, "torch": torch.__version__}
     if config.init_from:
         model, base = load_refiner(config.init_from)
+        noise = {name: getattr(config.refiner, name) for name in ("free_cell", "trained_sigmas_ang")}
+        model.config = replace(model.config, **noise)  # the shape and the schedule are those of the weights
         provenance["init_from"] = base["model_hash"]
     else:
         model = CrystalDiffusionModel(config.refiner)
+    if config.test_structures and not model.generates:
+        raise ValueError(
+            f"test_structures={config.test_structures} are drawn from noise, for which trained_sigmas_ang has to reach "
+            f"the schedule's greatest width, {model.config.sigma_max_ang:g} Å"
+        )
     loaders = {}
     for split, limit in (("train", config.data.max_structures), ("val", config.data.max_val_structures)):
         crystals, left_out, meta = _read_split(config.data, split)

@@ -360,6 +360,17 @@ def test_training_learns_calibrates_and_comes_back(tmp_path: Path) -> None:
     assert np.abs(shift).max() < 0.02
 
 
+def test_a_finished_run_goes_on(tmp_path: Path) -> None:
+    """Though its errors were calibrated since"""
+    assert train_predictor(run_config(tmp_path, "train.max_steps=4")) == "finished"
+    first = Predictor.load(tmp_path / "run/last").model.targets
+    assert first[0].error_factors
+    assert train_predictor(run_config(tmp_path, "train.max_steps=6")) == "finished"
+    assert load_predictor(tmp_path / "run/last")[2]["training"]["step"] == 6
+    with pytest.raises(ValueError, match=r"is of another run: targets\.0\.mean was"):
+        train_predictor(run_config(tmp_path, "train.max_steps=6", "data.max_train=10"))
+
+
 def test_broken_and_large_records_stay_with_a_reason(tmp_path: Path) -> None:
     torch.manual_seed(0)
     found = Predictor(predictor())

@@ -40,7 +40,7 @@ def test_candidates_repeat_within_the_cell(model: CrystalDiffusionModel):
 
 def test_the_candidate_that_is_known_best_is_kept(model: CrystalDiffusionModel, monkeypatch: pytest.MonkeyPatch):
     one = sample_best(model, 6, CUBE, ["Al"] * 4, 1, seed=5, num_steps=2)
-    monkeypatch.setattr(model, "noise_errors", lambda crystals: np.array([0.5, 0.2, 0.9, 0.4, 0.3, 0.1]))
+    monkeypatch.setattr(model, "denoising_errors", lambda crystals: np.array([0.5, 0.2, 0.9, 0.4, 0.3, 0.1]))
     three = sample_best(model, 2, CUBE, ["Al"] * 4, 3, seed=5, num_steps=2)
     assert [c.frac_coords.tolist() for c in three] == [one[1].frac_coords.tolist(), one[5].frac_coords.tolist()]
 
@@ -69,5 +69,5 @@ def test_without_a_cell_candidates_are_those_of_the_model(model: CrystalDiffusio
     plain = model.sample(3, None, ["Cs", "Cl"], seed=4, num_steps=2)
     assert all(np.array_equal(a.frac_coords, b.frac_coords) for a, b in zip(drawn, plain, strict=True))
     best = sample_best(model, 1, None, ["Cs", "Cl"], 3, seed=4, num_steps=2)[0]
-    errors = model.noise_errors(plain)
+    errors = model.denoising_errors(plain)
     assert np.array_equal(best.lattice, plain[int(errors.argmin())].lattice) and errors.min() < errors.max()

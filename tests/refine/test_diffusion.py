@@ -122,16 +122,43 @@ def test_padded_crystals_of_different_size_and_generated_cells(model: CrystalDif
         ({"species": ["Al"], "lattice": np.eye(3) * 0.02}, "8e-06 Å³ is too small for 1 atom"),
         (
             {"species": ["Al"], "lattice": np.diag([3e3, 3e3, 4e-7])},
-            r"1 atoms .* faces are 3e\+03, 3e\+03, 4e-07 Å apart see ",
+            "the cell repeats every 4e-07 Å, so",
         ),
-        ({"species": ["Al", "Al"], "lattice": [[3e3, 0, 0], [0, 3e3, 0], [0, 3e3, 1e-6]]}, "crystal 0: 2 atoms in a"),
-        ({"species": ["Al"], "lattice": [[3e30, 0, 0], [0, 3e30, 0], [0, 3, 1e-60]]}, "crystal 0: 1 atoms in a cell"),
+        ({"species": ["Al"], "lattice": [[3e3, 0, 0], [0, 3e3, 0], [0, 3e3, 1e-6]]}, "vectors lie in a plane"),
+        ({"species": ["Al"], "lattice": [[3e30, 0, 0], [0, 3e30, 0], [0, 3, 1e-60]]}, "vectors lie in a plane"),
         ({"species": ["Al"], "corrector_steps": 0}, "corrector_steps must be at least 1, got 0"),
     ],
 )
 def test_bad_requests(model: CrystalDiffusionModel, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         model.sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    "lattice, atoms, message",
+    [
+        (np.diag([3e3, 3e3, 4e-7]), 1, r"1 atoms .* faces are 3e\+03, 3e\+03, 4e-07 Å apart see "),
+        ([[3e3, 0, 0], [0, 3e3, 0], [0, 3e3, 1e-6]], 2, "crystal 0: 2 atoms in a"),
+        ([[3e30, 0, 0], [0, 3e30, 0], [0, 3, 1e-60]], 1, "crystal 0: 1 atoms in a cell"),
+    ],
+)
+def test_flat_cells_have_too_many_neighbours(model: CrystalDiffusionModel, lattice: list, atoms: int, message: str):
+    flat = Crystal(np.array(lattice, dtype=float), np.zeros((atoms, 3)), np.full(atoms, 13))
+    with pytest.raises(ValueError, match=message):
+        model.refine([flat], None, 0.5, 1)
+
+
+def test_training_may_draw_some_widths_only(model: CrystalDiffusionModel):
+    mender = CrystalDiffusionModel(model.config, trained_sigmas_ang=(0.1, 0.5)).train()
+    names = [name.removeprefix("coordinates_") for name in model.loss_names]
+    drawn = dict(zip(names, mender.loss(make_batch([ROCK_SALT] * 50)).counts.tolist(), strict=True))
+    assert (drawn["below_0.1"], drawn["below_0.5"], drawn["above"]) == (0, 50, 0)
+    assert model.generates and not mender.generates
+    assert CrystalDiffusionModel(model.config, trained_sigmas_ang=(0.5, 4.0)).generates
+    with pytest.raises(ValueError, match=r"trained to mend, on noise of 0\.1 to 0\.5 Å .* begin at 4 Å"):
+        mender.sample(species=["Al"])
+    with pytest.raises(ValueError, match=r"none of the widths, 0\.02 to 4 Å, lies in \[5, 6\]"):
+        CrystalDiffusionModel(model.config, trained_sigmas_ang=(5.0, 6.0))
 
 
 def test_refinement_by_an_ignorant_network_moves_nothing_and_checks_its_arguments(ignorant: CrystalDiffusionModel):
@@ -196,13 +223,13 @@ def test_errors_of_noise_are_those_of_each_crystal_alone(ignorant: CrystalDiffus
     cube = Crystal(CUBE, np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([55, 17]))
     alone = Crystal(CUBE, np.zeros((1, 3)), np.array([13]))
     crystals = [ROCK_SALT, cube, alone, ROCK_SALT]
-    errors = model.noise_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3)
+    errors = model.denoising_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3)
     assert errors[0] == pytest.approx(errors[3], rel=1e-5) and errors[2] == 0
     for crystal, error in zip(crystals, errors, strict=True):
         # of one that is alone the first atoms' noise is drawn as in company only if the largest is there
-        together = model.noise_errors([crystal, ROCK_SALT], sigmas_ang=(0.1, 0.4), draws=3)
+        together = model.denoising_errors([crystal, ROCK_SALT], sigmas_ang=(0.1, 0.4), draws=3)
         assert together[0] == pytest.approx(error, rel=1e-5)
     # An ignorant answer's error is the noise's own square, less a shift of the whole
-    assert ignorant.noise_errors([ROCK_SALT], draws=200)[0] == pytest.approx(7 / 8, rel=0.05)
+    assert ignorant.denoising_errors([ROCK_SALT], draws=200)[0] == pytest.approx(7 / 8, rel=0.05)
     monkeypatch.setattr("crystallm.refine.batch.ATOMS_AT_ONCE", 8)
-    assert model.noise_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3) == pytest.approx(errors, rel=1e-5)
+    assert model.denoising_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3) == pytest.approx(errors, rel=1e-5)

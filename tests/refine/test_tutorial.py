@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,19 @@ def test_a_run_draws_test_structures_and_its_checkpoint_draws_too(root: Path, tm
     assert model.training_cells is not None and len(model.training_cells.n_atoms) == 6  # 3 prototypes, a variant each
     drawn = model.sample(20, seed=0)
     assert {(one.reduced_formula, one.n_atoms) for one in drawn} == {("Al", 4), ("Fe", 2), ("C", 8)}
+
+
+def test_fine_tuning_keeps_the_shape_and_draws_the_noise_it_is_told(root: Path, tmp_path: Path):
+    train(small_run(root, tmp_path / "base"))
+    base = load_refiner(tmp_path / "base")
+    noise = ["refiner.free_cell=1", "refiner.trained_sigmas_ang=[0.1,0.4]", "refiner.hidden_dim=16"]
+    tuned = small_run(root, tmp_path / "tuned", f"init_from={tmp_path / 'base'}", *noise)
+    with pytest.raises(ValueError, match=r"test_structures=3 are drawn from noise, .* greatest width, 1 Å"):
+        train(tuned)
+    assert train([*tuned, "test_structures=null"]) == "finished"
+    model, info = load_refiner(tmp_path / "tuned")
+    assert model.config == replace(base[0].config, free_cell=1.0, trained_sigmas_ang=(0.1, 0.4))
+    assert info["provenance"]["init_from"] == base[1]["model_hash"]
 
 
 def test_an_unknown_key_of_the_tutorial_is_told(root: Path, tmp_path: Path):

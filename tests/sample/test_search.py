@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from crystallm.asymmetric_unit import AsymmetricUnit, Site
-from crystallm.cif import write_cif
+from crystallm.cif_write import write_cif
+from crystallm.crystal import Crystal
 from crystallm.model.gpt import GPT
 from crystallm.records import CIFRecord, read_records
+from crystallm.refine.checkpoint import load_refiner
+from crystallm.resources import resource_path
 from crystallm.sample.composition import Request
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import SAMPLE_SCORES, GenerateConfig, Generator
@@ -61,7 +64,17 @@ def units(result: SearchResult) -> list[AsymmetricUnit]:
 
 
 @pytest.mark.parametrize(
-    "name", ["best_of_n", "self_consistency", "energy_votes", "formula_units", "space_groups", "beam", "mcts"]
+    "name",
+    [
+        "best_of_n",
+        "self_consistency",
+        "energy_votes",
+        "denoising_votes",
+        "formula_units",
+        "space_groups",
+        "beam",
+        "mcts",
+    ],
 )
 def test_every_search(name: str, generator: Generator) -> None:
     """Numbered records, one of them the answer; provenance and cost; the same again with the same seed."""
@@ -278,6 +291,22 @@ def test_a_function_of_one_s_own_leads_the_tree(generator: Generator, monkeypatc
     assert result.selected_by == "shortest_text" and result.answer is not None
     assert all(record.scores["shortest_text"] == -len(record.text) for record in valid)
     assert len(result.records[result.answer].text) == min(len(record.text) for record in valid)
+
+
+def test_the_refiner_knows_a_crystal_from_a_mess() -> None:
+    salt = [("Na", (0.0, 0.0, 0.0)), ("Cl", (0.5, 0.5, 0.5))]
+    mess = [("Na", (0.0, 0.0, 0.0)), ("Cl", (0.35, 0.3, 0.4))]
+    records = []
+    for name, sites in (("salt", salt), ("mess", mess)):
+        frac, symbols = [place for _, place in sites], [symbol for symbol, _ in sites]
+        records.append(CIFRecord(name, write_cif(Crystal.from_parameters((3.99,) * 3 + (60.0,) * 3, frac, symbols))))
+    scorer = find_scorer("denoising_error")
+    scored, values = scorer.apply([*records, CIFRecord("broken", "", rejected_by="parse")])
+    errors = [record.scores.get("denoising_error") for record in scored]
+    assert errors[0] < 0.3 * errors[1] and errors[2] is None  # type: ignore[operator]
+    assert values == [-errors[0], -errors[1], None] and scorer.selection == "min:denoising_error"  # type: ignore[operator]
+    assert scorer.model_hash == load_refiner(resource_path("resources/refiner"))[1]["model_hash"]
+    assert find_scorer("denoising_error").apply(records)[0] == scored[:2]  # the same noise each time
 
 
 def test_scorers_by_hand(root: Path) -> None:

@@ -58,14 +58,27 @@ def record(name: str, text: str, nats: float, log_mass: float = 0.0, rejected_by
     return CIFRecord(name, cif, text=text, scores=scores, rejected_by=rejected_by)
 
 
-def with_energies(samples: list[CIFRecord], **energies: float) -> list[CIFRecord]:
-    """With predicted energies by the first part of the id, eV/atom; without one where none is named."""
-    name, found = "predicted_formation_energy_ev_per_atom", []
+def with_scores(samples: list[CIFRecord], name: str, values: dict[str, float]) -> list[CIFRecord]:
+    """With a score by the first part of the id; without it where none is named."""
+    found = []
     for sample in samples:
-        energy = energies.get(sample.id.partition("-")[0])
-        found.append(sample if energy is None else replace(sample, scores=sample.scores | {name: energy}))
+        value = values.get(sample.id.partition("-")[0])
+        found.append(sample if value is None else replace(sample, scores=sample.scores | {name: value}))
     return found
 
+
+def with_energies(samples: list[CIFRecord], **energies: float) -> list[CIFRecord]:
+    """Predicted ones, eV/atom"""
+    return with_scores(samples, "predicted_formation_energy_ev_per_atom", energies)
+
+
+def with_all_scores(samples: list[CIFRecord]) -> list[CIFRecord]:
+    """Those that any selection goes by"""
+    return with_scores(with_energies(samples, **ENERGIES), "denoising_error", DENOISING_ERRORS)
+
+
+ENERGIES = {"salt": -1.8, "caesium": -2.0, "layers": -1.5, "rejected": -3.0}
+DENOISING_ERRORS = {"salt": 0.3, "caesium": 0.25, "layers": 0.1}
 
 # Rock salt three times, caesium chloride twice, layers once, the last the likeliest.
 SAMPLES = [
@@ -150,8 +163,22 @@ def test_select(by: str, answer: str) -> None:
     assert index is not None and SAMPLES[index].id == answer
 
 
+@pytest.mark.parametrize(
+    ("errors", "answer"),
+    [
+        ({"salt": 0.2, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # plain votes: three, two, one
+        ({"salt": 0.23, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # 3 exp(-0.3) = 2.22 against 2
+        ({"salt": 0.25, "caesium": 0.2, "layers": 0.2}, "caesium-1"),  # 3 exp(-0.5) = 1.82 against 2
+    ],
+)
+def test_votes_weighed_by_denoising_errors(errors: dict[str, float], answer: str) -> None:
+    samples = with_scores(SAMPLES, "denoising_error", errors)
+    index = select(samples, "denoising_votes")
+    assert index is not None and samples[index].id == answer
+
+
 def test_select_does_not_depend_on_the_order() -> None:
-    given = with_energies(SAMPLES, salt=-2.0, caesium=-1.9, layers=-1.5, rejected=-3.0)
+    given = with_all_scores(SAMPLES)
     for by in set(SELECTIONS) - {"first"}:
         for samples in (given[::-1], given[3:] + given[:3]):
             assert samples[select(samples, by)].id == given[select(given, by)].id  # type: ignore[index]
@@ -209,15 +236,14 @@ def test_polymorphs(tmp_path: Path) -> None:
     assert float(written[1]["selection_value"]) == pytest.approx(salt.selection_value)
 
 
-ENERGIES = {"salt": -1.8, "caesium": -2.0, "layers": -1.5}
-
-
 @pytest.mark.parametrize(
     ("by", "heading", "ids", "values"),
     [
         ("self_consistency", "votes", ["salt-2", "caesium-1", "layers"], ["3", "2", "1"]),
         # 2, 3 exp(-2/3), exp(-5/3); with importance 1.810, 1.100 and 0.135 of 3.045
         ("energy_votes", "energy votes", ["caesium-1", "salt-2", "layers"], ["2.00", "1.54", "0.19"]),
+        # 3 exp(-2), 2 exp(-1.5), 1
+        ("denoising_votes", "denoising votes", ["layers", "caesium-1", "salt-2"], ["1.00", "0.45", "0.41"]),
         ("weighted_self_consistency", "weighted votes", ["caesium-1", "salt-2", "layers"], ["3.57", "2.17", "0.27"]),
         ("likelihood", "log p nats", ["layers", "salt-2", "caesium-1"], ["-6.0", "-7.0", "-8.0"]),
         ("likelihood_per_token", "log p/token", ["layers", "salt-2", "caesium-1"], ["-0.150", "-0.175", "-0.200"]),
@@ -228,7 +254,7 @@ ENERGIES = {"salt": -1.8, "caesium": -2.0, "layers": -1.5}
 def test_rows_stand_as_the_selection_prefers_them(by: str, heading: str, ids: list[str], values: list[str]) -> None:
     """The number it goes by is in a column of its name, and the answer's row comes first, with a star."""
     given = []
-    for sample in with_energies(SAMPLES, **ENERGIES):
+    for sample in with_all_scores(SAMPLES):
         name = sample.id.partition("-")[0]
         hardness = {"salt": 3.0, "layers": 2.0}.get(name, 1.0)
         density = parse_cif(sample.cif)[0].density_g_per_cm3
@@ -244,7 +270,7 @@ def test_rows_stand_as_the_selection_prefers_them(by: str, heading: str, ids: li
 
 
 def test_every_selection_s_answer_is_the_first_row() -> None:
-    given = with_energies(SAMPLES, **ENERGIES)
+    given = with_all_scores(SAMPLES)
     for by in (*SELECTIONS, "min:log_mask_mass_nats"):
         for samples in (given, given[::-1], given[3:] + given[:3]):
             assert polymorphs(samples, by)[0].id == samples[select(samples, by)].id  # type: ignore[index]
