@@ -1,6 +1,6 @@
 """Does a predicted property find the right crystal?  python bin/benchmark_ranking.py runs/csp --by formation_energy
 
-RUN is a folder of bin/benchmark_csp.py. Of each target's valid samples the one with the lowest predicted value is the
+RUN is a folder of bin/benchmark_csp.py. Of each target's valid samples the one with the lowest value is the
 answer; its match rate stands beside those of the first sample and of the run's own selections.
 """
 
@@ -15,7 +15,7 @@ from crystallm.benchmark.ranking import RankingConfig, compare_rankings, ranking
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--by", default=RankingConfig.by, help="property of the predictor; the lowest wins")
+    parser.add_argument("--by", default=RankingConfig.by, help="property, or denoising_error; the lowest wins")
     parser.add_argument("--votes", type=float, nargs="*", default=RankingConfig.votes, help="widths of weighted votes")
     parser.add_argument("--model", help="checkpoint of a predictor; left out: the bundled one")
     parser.add_argument("--refine", action="store_true", help="predict for refined samples; they match as drawn")
@@ -24,7 +24,8 @@ if __name__ == "__main__":
     parser.add_argument("--json", help="file for all figures")
     given = vars(parser.parse_args())
     target = given.pop("json")
-    given["votes"] = tuple(given["votes"])
+    if given["votes"] is not None:
+        given["votes"] = tuple(given["votes"])
     try:
         results = compare_rankings(RankingConfig(**given))
     except (ValueError, FileNotFoundError) as err:

@@ -139,7 +139,7 @@ class _Run:
         self.sampler = make_sampler(config)
         self.select = self.sampler.default_select if config.select is None else config.select
         self.config = config = replace(config, select=self.select)
-        self.scorers = {way: scorer for way in self.select if (scorer := Scorer.of_selection(way))}
+        self.scorers = {way: scorer for way in self.select if (scorer := Scorer.of_selection(way, config.device))}
         source = (config.dataset, config.split, config.data, config.where, config.limit, config.workers)
         self.references, self.rows = load_references(*source)
         model_hash = self.sampler.model_hash

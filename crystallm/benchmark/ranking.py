@@ -1,9 +1,9 @@
 """Whether a predicted property finds the right crystal among samples: the answers of a benchmark's run, ranked.
 
-Each target's valid samples are ranked by the predicted value; its first is matched as the run matched it, beside the
-first sample drawn and what the run's own selections took, which cost no prediction. Besides, self-consistency with
-votes that count exp(-value / w): what most samples agree on, unless its value speaks against it. Values may be those of
-the refined samples; the match rate is that of the samples as drawn all the same, so that only the choice differs.
+Each target's valid samples are ranked by the value; its first is matched as the run matched it, beside the first
+sample drawn and what the run's own selections took. Besides, self-consistency with votes that count exp(-value / w):
+what most samples agree on, unless its value speaks against it. Values may be those of the refined samples; the match
+rate is that of the samples as drawn all the same, so that only the choice differs.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 
 from crystallm.benchmark.run_folder import RunFolder
 from crystallm.metrics.csp import score
-from crystallm.properties.prediction import Predictor, score_name
 from crystallm.records import CIFRecord
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.sample.refined import load
-from crystallm.sample.selection import boltzmann, by_cluster
+from crystallm.sample.scorers import find_scorer
+from crystallm.sample.selection import DENOISING, DENOISING_WIDTH, ENERGY_WIDTH_EV, boltzmann, by_cluster
 
 
 @dataclass(frozen=True)
 class RankingConfig:
     run: str  # folder of a run of bin/benchmark_csp.py
-    by: str = "formation_energy"  # property of the predictor; the lowest wins
+    by: str = "formation_energy"  # property of the predictor, or denoising_error; the lowest wins
     model: str | None = None  # predictor; None: the bundled one
-    votes: tuple[float, ...] = (0.3,)  # widths w, in the property's unit: each sample votes with exp(-value / w)
+    votes: tuple[float, ...] | None = None  # widths w, in the value's unit: each sample votes with exp(-value / w)
     limit: int | None = None  # the first so many chunks of the run
     refine: bool = False  # predict for the samples as the bundled refiner mends them
     device: str = "cpu"
@@ -52,21 +52,24 @@ class Way:
 
 
 def compare_rankings(config: RankingConfig) -> dict[str, Any]:
-    """Match rates of the answers by each way. Raises FileNotFoundError, ValueError for an unknown property."""
+    """Match rates of the answers by each way. Raises FileNotFoundError, ValueError for an unknown property.
+
+    Without `votes`, the width is that of `energy_votes` or `denoising_votes`.
+    """
     run = Path(config.run)
     identity = json.loads((run / "config.json").read_text(encoding="utf-8"))
     settings = identity["settings"]
     folder = RunFolder(run, identity)
-    predictor = Predictor.load(config.model, config.device)
+    scorer = find_scorer(config.by, config.model, config.device)
     refiner = load(device=config.device)[0] if config.refine else None
-    name, ways = score_name(predictor.target(config.by).name), _ways(config)
+    name, ways = scorer.name, _ways(config, scorer.name)
     rms: dict[str, list[float]] = {way: [] for way in ("first", *settings["select"], *ways)}
     n_predicted, cpu_s, chunk = 0, 0.0, 0
     while folder.has_judged(chunk) and (config.limit is None or chunk < config.limit):
         judged, drawn = folder.read_judged(chunk), folder.read_samples(chunk)[0]
         cpu = time.process_time()
         seen = list(refine_records(drawn, refiner, RefineConfig())) if refiner else drawn
-        scored = predictor.score(seen)
+        scored = scorer.apply(seen)[0]
         cpu_s += time.process_time() - cpu
         n_predicted += len(scored)
         by_id = {record.id: record for record in scored if name in record.scores}
@@ -89,14 +92,17 @@ def compare_rankings(config: RankingConfig) -> dict[str, Any]:
         "n_targets": len(rms["first"]),
         "by": config.by,
         "refined": config.refine,
-        "predictor": predictor.info.get("model_hash", "")[:12],
+        "predictor": (scorer.model_hash or "")[:12],
         "predict_cpu_ms": 1000 * cpu_s / max(1, n_predicted),
         "answers": {way: vars(score(np.array(own)[:, None])) for way, own in rms.items()},
     }
 
 
-def _ways(config: RankingConfig) -> dict[str, Way]:
-    voting = {f"self-consistency, votes exp(-{config.by} / {width:g})": Way(width) for width in config.votes}
+def _ways(config: RankingConfig, score: str) -> dict[str, Way]:
+    widths = config.votes
+    if widths is None:
+        widths = (DENOISING_WIDTH if score == DENOISING else ENERGY_WIDTH_EV,)
+    voting = {f"self-consistency, votes exp(-{config.by} / {width:g})": Way(width) for width in widths}
     return {config.by: Way(), **voting}
 
 

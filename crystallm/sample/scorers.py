@@ -36,10 +36,10 @@ class Scorer:
         return self.name if self.higher_is_better else f"min:{self.name}"
 
     @classmethod
-    def of_selection(cls, by: str) -> Scorer | None:
+    def of_selection(cls, by: str, device: str = "cpu") -> Scorer | None:
         """What `selection.select(records, by)` wants the records to be scored by; None: nothing."""
         needed = SELECTIONS[by].scorer if by in SELECTIONS else None
-        return None if needed is None else find_scorer(needed)
+        return None if needed is None else find_scorer(needed, device=device)
 
     def apply(self, records: Sequence[CIFRecord]) -> tuple[list[CIFRecord], list[float | None]]:
         """The records with their score, and values of which the higher are better: None for the invalid.
@@ -95,19 +95,20 @@ def computed(name: str) -> Scorer | None:
     return next((scorer for scorer in SCORERS.values() if scorer.name == name), None)
 
 
-def find_scorer(spec: str, predictor: str | None = None) -> Scorer:
+def find_scorer(spec: str, predictor: str | None = None, device: str = "cpu") -> Scorer:
     """By name, or `module:function`; "min:" or "max:" before it says whether the lowest or the highest is best.
 
     "denoising_error" is the bundled refiner's, the lowest is best. Any other name is a property of the predictor, a
     checkpoint, or the bundled one; the lowest energy is best. A
-    function of one's own is maximised unless it says otherwise. Raises ValueError for what is not there.
+    function of one's own is maximised unless it says otherwise. `device` is the refiner's. Raises ValueError for what
+    is not there.
     """
     sense, _, rest = spec.partition(":")
     name = rest if sense in ("min", "max") else spec
     if name in SCORERS:
         scorer = SCORERS[name]
     elif name == DENOISING:
-        scorer = denoising_scorer()
+        scorer = denoising_scorer(device)
     elif ":" in name:
         scorer = Scorer(name.partition(":")[2], _imported(name))
     else:
@@ -134,12 +135,12 @@ def property_scorer(name: str, predictor: str | None = None) -> Scorer:
     return Scorer(score_name(target), values, "energy" not in target, model.info.get("model_hash"))
 
 
-def denoising_scorer() -> Scorer:
+def denoising_scorer(device: str = "cpu") -> Scorer:
     """How badly the bundled refiner tells which noise was added to a crystal (`denoising_errors`)."""
     from crystallm.refine.records import unit_of
     from crystallm.sample.refined import load
 
-    model, info = load()
+    model, info = load(device=device)
 
     def errors(records: list[CIFRecord]) -> list[float]:
         units = [unit_of(record) for record in records]

@@ -143,7 +143,7 @@ def search_from(
     if settings.select is not None:
         check_selection(settings.select, (*SAMPLE_SCORES, *filter(None, [kind.score_of(settings)])))
     results = []
-    scorer_of = functools.cache(Scorer.of_selection)
+    scorer_of = functools.cache(functools.partial(Scorer.of_selection, device=config.device))
     scorer_of(settings.select or kind.select)  # a predictor that is not there is told before anything is drawn
     is_model_s_own = config.draw == Draw()
     found = kind.run(generator, prompts, config, settings)
@@ -315,7 +315,7 @@ def _mcts(
     generator: Generator, prompts: Sequence[Prompt], config: GenerateConfig, settings: SearchConfig
 ) -> list[_Found]:
     assert config.seed is not None
-    scorer = find_scorer(settings.scorer)
+    scorer = find_scorer(settings.scorer, device=config.device)
     tree = MCTSConfig(
         rollouts=config.num,
         policy=settings.policy,

@@ -16,6 +16,7 @@ from crystallm.benchmark.ranking import RankingConfig, compare_rankings, ranking
 from crystallm.benchmark.run_folder import RunFolder
 from crystallm.properties.prediction import Predictor
 from crystallm.records import CIFRecord
+from crystallm.sample.refined import load
 
 NUM = 4
 
@@ -91,6 +92,13 @@ def test_the_predictor_sees_refined_samples_when_asked(
     assert not any("refined" in one.provenance for one in seen[0])
     assert all("refined" in one.provenance for one in seen[1] if one.text)
     assert any(new.text != old.text for old, new in zip(*seen, strict=True))
+
+
+def test_denoising_errors_choose_as_well(run: tuple[Path, dict[str, Any]]):
+    results = compare_rankings(RankingConfig(str(run[0]), by="denoising_error"))
+    assert list(results["answers"])[-2:] == ["denoising_error", "self-consistency, votes exp(-denoising_error / 0.1)"]
+    assert results["predictor"] == load()[1]["model_hash"][:12]
+    assert results["answers"]["denoising_error"]["match_rate"] > 0
 
 
 def test_a_folder_without_a_run(tmp_path: Path):
