@@ -70,7 +70,7 @@ def test_a_property_leads_a_search(checkpoint: str) -> None:
     assert not scorer.higher_is_better and scorer.selection == "min:predicted_formation_energy_ev_per_atom"
     assert values[0] == pytest.approx(-scored[0].scores["predicted_formation_energy_ev_per_atom"])
     with pytest.raises(
-        ValueError, match="no scorer 'hardness'; there are likelihood, density, volume_per_atom, denoising_error, band_gap"
+        ValueError, match="no scorer 'hardness'; there are likelihood, density, volume_per_atom, denoising_error"
     ):
         find_scorer("hardness", checkpoint)
 
