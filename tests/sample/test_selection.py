@@ -167,8 +167,8 @@ def test_select(by: str, answer: str) -> None:
     ("errors", "answer"),
     [
         ({"salt": 0.2, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # plain votes: three, two, one
-        ({"salt": 0.23, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # 3 exp(-0.3) = 2.22 against 2
-        ({"salt": 0.25, "caesium": 0.2, "layers": 0.2}, "caesium-1"),  # 3 exp(-0.5) = 1.82 against 2
+        ({"salt": 0.25, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # 3 exp(-1/3) = 2.15 against 2
+        ({"salt": 0.28, "caesium": 0.2, "layers": 0.2}, "caesium-1"),  # 3 exp(-8/15) = 1.76 against 2
     ],
 )
 def test_votes_weighed_by_denoising_errors(errors: dict[str, float], answer: str) -> None:
@@ -242,8 +242,8 @@ def test_polymorphs(tmp_path: Path) -> None:
         ("self_consistency", "votes", ["salt-2", "caesium-1", "layers"], ["3", "2", "1"]),
         # 2, 3 exp(-2/3), exp(-5/3); with importance 1.810, 1.100 and 0.135 of 3.045
         ("energy_votes", "energy votes", ["caesium-1", "salt-2", "layers"], ["2.00", "1.54", "0.19"]),
-        # 3 exp(-2), 2 exp(-1.5), 1
-        ("denoising_votes", "denoising votes", ["layers", "caesium-1", "salt-2"], ["1.00", "0.45", "0.41"]),
+        # 1, 3 exp(-4/3), 2 exp(-1)
+        ("denoising_votes", "denoising votes", ["layers", "salt-2", "caesium-1"], ["1.00", "0.79", "0.74"]),
         ("weighted_self_consistency", "weighted votes", ["caesium-1", "salt-2", "layers"], ["3.57", "2.17", "0.27"]),
         ("likelihood", "log p nats", ["layers", "salt-2", "caesium-1"], ["-6.0", "-7.0", "-8.0"]),
         ("likelihood_per_token", "log p/token", ["layers", "salt-2", "caesium-1"], ["-0.150", "-0.175", "-0.200"]),
