@@ -26,8 +26,8 @@ class HeadConfig:
     fusion: FusionName = "gated"
     width: int = 128
     dropout: float = 0.0
-    structure_weight: float = 0.5  # of its branch's loss; the fused branch counts 1
-    text_weight: float = 0.5
+    structure_weight: float = 2.0  # of its branch's loss; the fused branch counts 1
+    text_weight: float = 2.0
     modality_dropout: float = 0.1  # share of the training samples whose fused branch misses one of the two, each
 
     def __post_init__(self) -> None:
