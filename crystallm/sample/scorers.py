@@ -98,10 +98,9 @@ def computed(name: str) -> Scorer | None:
 def find_scorer(spec: str, predictor: str | None = None, device: str = "cpu") -> Scorer:
     """By name, or `module:function`; "min:" or "max:" before it says whether the lowest or the highest is best.
 
-    "denoising_error" is the bundled refiner's, the lowest is best. Any other name is a property of the predictor, a
-    checkpoint, or the bundled one; the lowest energy is best. A
-    function of one's own is maximised unless it says otherwise. `device` is the refiner's. Raises ValueError for what
-    is not there.
+    "denoising_error" is the bundled refiner's, on `device`; the lowest is best. Any other name is a property of the
+    predictor, a checkpoint, or the bundled one; the lowest energy is best. A function of one's own is maximised unless
+    it says otherwise. Raises ValueError for what is not there.
     """
     sense, _, rest = spec.partition(":")
     name = rest if sense in ("min", "max") else spec
