@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from crystallm.properties.ensemble import Ensemble
 from crystallm.properties.prediction import Predictor
 from crystallm.properties.predictor import PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet
@@ -14,7 +15,7 @@ from crystallm.properties.samples import SampleSet
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-def calibrated_targets(model: PropertyPredictor, samples: SampleSet) -> list[Target]:
+def calibrated_targets(model: PropertyPredictor | Ensemble, samples: SampleSet) -> list[Target]:
     """The model's targets with factors fitted on these (validation) samples, for each branch.
 
     With its factor the mean of the expected errors is that of the errors that occur. (The likeliest factor of Laplace
@@ -22,7 +23,8 @@ def calibrated_targets(model: PropertyPredictor, samples: SampleSet) -> list[Tar
     target without a label here keeps 1.
     """
     targets = [replace(target, error_factors={}) for target in model.targets]
-    plain = Predictor(_with_targets(model, targets))
+    model.targets = tuple(targets)
+    plain = Predictor(model)
     labels = samples.labels(plain.targets)
     factors: list[dict[str, float]] = [{} for _ in targets]
     for branch in model.branches:
@@ -33,11 +35,6 @@ def calibrated_targets(model: PropertyPredictor, samples: SampleSet) -> list[Tar
             if known.any():
                 own[branch] = float(errors[known, place].mean() / found.errors[known, place].mean())
     return [replace(target, error_factors=own) for target, own in zip(targets, factors, strict=True)]
-
-
-def _with_targets(model: PropertyPredictor, targets: Sequence[Target]) -> PropertyPredictor:
-    model.targets = tuple(targets)
-    return model
 
 
 def coverage(errors: np.ndarray, widths: np.ndarray, levels: Sequence[float] = LEVELS) -> np.ndarray:

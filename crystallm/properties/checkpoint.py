@@ -13,6 +13,7 @@ from crystallm.config import from_dict, to_dict
 from crystallm.model.checkpoint import load_checkpoint
 from crystallm.periodic.weights import export_weights, has_key, load_weights, read_info
 from crystallm.properties.encoding import Encoder
+from crystallm.properties.ensemble import Ensemble
 from crystallm.properties.frozen import MATSCIBERT, DecoderEncoder, HFEncoder, Keep
 from crystallm.properties.graph import GraphEncoder
 from crystallm.properties.predictor import HeadConfig, PropertyPredictor, Target
@@ -96,7 +97,7 @@ def predictor_info(config: PredictorConfig, targets: Iterable[Target]) -> dict[s
 
 def load_predictor(
     path: str | Path, device: torch.device | str = "cpu"
-) -> tuple[PropertyPredictor, PredictorConfig, dict[str, Any]]:
+) -> tuple[PropertyPredictor | Ensemble, PredictorConfig, dict[str, Any]]:
     """(model in evaluation mode, its config, info) from a checkpoint folder, or from a run's folder: its best.
 
     The moving average where there is one. ValueError for a checkpoint of another kind.
@@ -107,7 +108,11 @@ def load_predictor(
     if config.text is not None and config.text.encoder == "words" and info.get("words") != vocabulary_hash():
         raise ValueError(f"{folder}: trained with another vocabulary of words; this version of crystallm reads others")
     targets = [from_dict(Target, target, where=f"{where}targets: ") for target in info["targets"]]
-    model = build_predictor(config, targets)
+    model: PropertyPredictor | Ensemble
+    if "members" in info:
+        model = Ensemble([build_predictor(config, targets) for _ in info["members"]])
+    else:
+        model = build_predictor(config, targets)
     info |= load_weights(model, folder)
     return model.to(device).eval(), config, info
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from crystallm.crystal import Crystal
 from crystallm.properties.description import Description, Scope, Sentence
 from crystallm.properties.encoding import Encoding
+from crystallm.properties.ensemble import single
 from crystallm.properties.frozen import FrozenEncoder
 from crystallm.properties.fusion import CrossAttention
 from crystallm.properties.loader import cut_by_atoms
@@ -155,8 +156,8 @@ class Explanation:
 def explain(predictor: Predictor, samples: SampleSet, index: int, target: str) -> Explanation:
     """`target` by its full name or the name without the unit.
 
-    ValueError for a property that the predictor does not know, for a sample without anything that it reads, and for
-    one that its encoders refuse (too many atoms, too long a text).
+    ValueError for a property that the predictor does not know, for an ensemble, for a sample without anything that it
+    reads, and for one that its encoders refuse (too many atoms, too long a text).
     """
     name = predictor.target(target).name
     case = _Case(predictor, samples, index, predictor.targets.index(name))
@@ -210,7 +211,7 @@ class _Case:
     """One sample before one predictor."""
 
     def __init__(self, predictor: Predictor, samples: SampleSet, index: int, column: int):
-        self.model, self.device, self.column = predictor.model, predictor.device, column
+        self.model, self.device, self.column = single(predictor.model, "an explanation"), predictor.device, column
         self.encoders = self.model.encoders_by_modality()
         self.items: dict[str, Crystal | str] = {}
         self.description: Description | None = None  # where a description is what the text encoder reads

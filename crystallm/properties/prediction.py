@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crystallm.properties.checkpoint import load_predictor
+from crystallm.properties.ensemble import Ensemble
 from crystallm.properties.loader import BatchMaker, cut_by_atoms
 from crystallm.properties.predictor import Branch, PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet, Texts, make_samples
@@ -46,8 +47,9 @@ class Predictions:
 class Predictor:
     """`Predictor.load(path)`, or the bundled one without a path; then `predict(samples)`."""
 
-    def __init__(self, model: PropertyPredictor, info: dict[str, Any] | None = None, device: str = "cpu"):
-        self.model, self.info, self.device = model.to(device).eval(), info or {}, device
+    def __init__(self, model: PropertyPredictor | Ensemble, info: dict[str, Any] | None = None, device: str = "cpu"):
+        self.model: PropertyPredictor | Ensemble = model.to(device).eval()
+        self.info, self.device = info or {}, device
         self.targets: tuple[str, ...] = tuple(target.name for target in model.targets)
 
     @classmethod

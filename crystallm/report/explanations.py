@@ -14,6 +14,7 @@ import numpy as np
 
 from crystallm.data.readers import read_sources
 from crystallm.output import check_output_folder
+from crystallm.properties.ensemble import single
 from crystallm.properties.explanation import Explanation, explain
 from crystallm.properties.prediction import NON_NEGATIVE, Predictor
 from crystallm.properties.samples import Rejected, make_samples
@@ -42,13 +43,14 @@ def explain_paths(
     Writes into the folder `out`: pictures in a folder for each crystal, explanations.csv, and attention.csv where there
     is attention; with `overwrite` in place of those of an earlier run. What cannot be read or predicted is a row of
     explanations.csv with its reason. `target`: the predictor's first if left out. Raises FileNotFoundError, ValueError
-    for a property that is not predicted, and FileExistsError for a folder that is not empty.
+    for a property that is not predicted and for an ensemble, FileExistsError for a folder that is not empty.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     folder = Path(out)
     check_output_folder(folder, lambda path: _is_ours(path, folder), "files of an earlier run", paths, overwrite)
     predictor = Predictor.load(model, device)
+    single(predictor.model, "an explanation")
     name = predictor.target(target).name if target else predictor.targets[0]
     columns = ("id", "part", "name", "text", f"value_{name}", f"change_{name}")
     records = list(islice(read_sources(paths, cif_column, id_column=id_column, properties={}), limit + 1))

@@ -436,7 +436,7 @@ FREE_KEYS |= {"error_factors"}  # of a predictor's targets: fitted after trainin
 
 
 def _check_same_run(saved: Mapping[str, Any], info: Mapping[str, Any], folder: Path) -> None:
-    differing = _differences(saved, {**info, "training": saved["training"]})
+    differing = differences(saved, {**info, "training": saved["training"]})
     if differing:
         key, old, new = differing[0]
         raise ValueError(
@@ -445,11 +445,12 @@ def _check_same_run(saved: Mapping[str, Any], info: Mapping[str, Any], folder: P
         )
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of what is not the same in two configs, free keys apart."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [k for k in {**old, **new} if k not in FREE_KEYS and k not in ("training", "provenance")]
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{key}.{k}".lstrip("."))]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{key}.{k}".lstrip("."))]
     are_lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
     if are_lists and len(old) == len(new):
-        return [d for k, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{key}.{k}")]
+        return [d for k, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{key}.{k}")]
     return [] if old == new else [(key, old, new)]

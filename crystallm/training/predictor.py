@@ -21,6 +21,7 @@ from crystallm.properties.checkpoint import (
     predictor_info,
     texts_of,
 )
+from crystallm.properties.ensemble import single
 from crystallm.properties.loader import PropertyLoader
 from crystallm.properties.predictor import PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SPLITS, Rejected, SampleSet, write_split_file
@@ -53,10 +54,11 @@ def train_predictor(config: PredictorRunConfig) -> str:
     samples, rejected = property_samples(config.data, texts_of(config.predictor))
     splits = sample_splits(samples, config.data)
     places = {split: np.flatnonzero(splits == split) for split in SPLITS}
-    chosen = {**places, "train": _some(places["train"], config.data.max_train, config.train.seed)}
+    chosen = {**places, "train": some_places(places["train"], config.data.max_train, config.train.seed)}
     provenance = {"crystallm": __version__, "torch": torch.__version__}
     if config.init_from:
-        model, saved, base = load_predictor(config.init_from)
+        loaded, saved, base = load_predictor(config.init_from)
+        model = single(loaded, "training")
         config = replace(config, predictor=saved)
         provenance["init_from"] = base["model_hash"]
         if [target.name for target in model.targets] != list(names):
@@ -66,7 +68,7 @@ def train_predictor(config: PredictorRunConfig) -> str:
     encoders = model.encoders_by_modality()
     share = (config.train.seed, processes.rank, processes.world)
     train = PropertyLoader(samples, chosen["train"], encoders, names, config.data.loader, *share)
-    val_places = _some(places["val"], config.data.max_val, config.train.seed)
+    val_places = some_places(places["val"], config.data.max_val, config.train.seed)
     val = PropertyLoader(samples, val_places, encoders, names, config.data.loader, *share)
     info = {
         **predictor_info(config.predictor, model.targets),
@@ -90,7 +92,8 @@ def train_predictor(config: PredictorRunConfig) -> str:
     return reason
 
 
-def _some(places: np.ndarray, number: int | None, seed: int) -> np.ndarray:
+def some_places(places: np.ndarray, number: int | None, seed: int) -> np.ndarray:
+    """`number` of them, chosen at random, in their order; all where there are no more."""
     if number is None or number >= len(places):
         return places
     return np.sort(np.random.default_rng([seed, 0xDA7A]).permutation(places)[:number])
