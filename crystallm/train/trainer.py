@@ -84,7 +84,7 @@ class LossLike(Protocol):
     @property
     def total(self) -> Tensor: ...  # (), with gradient
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float: ...  # structures in the batch: the gradient is that of the mean over them
     @property
     def sums(self) -> Tensor: ...  # (n_parts,)
     @property
@@ -204,8 +204,9 @@ class Trainer:
         by_time = self.elapsed / (60 * minutes) if minutes else 0.0
         return max(by_steps, by_time)
 
-    def train_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One step; returns the parts' sums and counts over all processes, and the gradient's norm."""
+    def train_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step; returns the parts' sums and counts, the number of structures, all of them over all processes, and
+        the gradient's norm."""
         # Any randomness of the model (dropout) follows from the step, so a resumed run repeats it.
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 65_537 + self.processes.rank)
         if not self.model.training:
@@ -235,7 +236,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
-        return sums, counts, norm
+        return sums, counts, weight_sum[0], norm
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -382,12 +383,13 @@ class _Window:
     def _start(self) -> None:
         self.sums = torch.zeros(len(self.names), device=self.device)
         self.counts = torch.zeros_like(self.sums)
-        self.norm = torch.zeros((), device=self.device)
+        self.structures, self.norm = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.steps, self.started = 0, time.perf_counter()
 
-    def add(self, sums: Tensor, counts: Tensor, norm: Tensor) -> None:
+    def add(self, sums: Tensor, counts: Tensor, structures: Tensor, norm: Tensor) -> None:
         self.sums += sums
         self.counts += counts
+        self.structures += structures
         self.norm += norm
         self.steps += 1
 
@@ -400,9 +402,10 @@ class _Window:
         values = _means(self.names, self.sums, self.counts)
         values["gradient_norm"] = float(self.norm) / self.steps
         seconds = time.perf_counter() - self.started
+        values["structures/s"] = float(self.structures) / seconds
         for name, count in zip(self.names, self.counts.tolist(), strict=True):
-            if name.endswith(("_per_structure", "_per_token")):  # such a part counts structures, or tokens
-                values[f"{name.rpartition('_per_')[2]}s/s"] = count / seconds
+            if name.endswith("_per_token"):  # such a part counts tokens
+                values["tokens/s"] = count / seconds
         self._start()
         return values
 

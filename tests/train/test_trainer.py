@@ -21,12 +21,13 @@ from crystallm.model.batch import make_batch
 from crystallm.model.checkpoint import load_checkpoint, model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
+from crystallm.train import distribution
 from crystallm.train.checkpoint import find_checkpoint, read_config, read_tensors, write_checkpoint
 from crystallm.train.distribution import Processes, pick_device, pick_dtype
 from crystallm.train.loader import DataConfig, ShardLoader, TokenShards
 from crystallm.train.metrics import read_metrics
 from crystallm.train.synthetic import write_shards
-from crystallm.train.trainer import TrainConfig, Trainer
+from crystallm.train.trainer import TrainConfig, Trainer, _Window
 from tokenizer import CIFTokenizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -292,6 +293,34 @@ def test_metrics_of_a_kill_are_mended(tmp_path: Path):
     path.write_text('{"step": 1, "kind": "train", "error": 1.0}\n{"step": 2, "ki')
     assert [row["step"] for row in read_metrics(path)] == [1]
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_speeds_count_structures_and_tokens():
+    """A loss that is a mean over labels, with more of them than structures, changes nothing"""
+    window = _Window(("error_per_structure", "nats_per_token"), torch.device("cpu"))
+    for _ in range(2):
+        window.add(torch.tensor([6.0, 4.0]), torch.tensor([3.0, 40.0]), torch.tensor(2.0), torch.tensor(1.0))
+    values = window.close()
+    assert values["error_per_structure"] == 2 and values["gradient_norm"] == 1
+    assert values["tokens/s"] / values["structures/s"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("amx", "seconds", "expected"),
+    [(True, 0.3, torch.bfloat16), (True, 1.5, torch.float32), (False, 0.3, torch.float32)],
+    ids=["AMX", "slow", "none"],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, seconds: float, expected: torch.dtype
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(distribution, "_product_seconds", {torch.bfloat16: seconds, torch.float32: 1.0}.get)
+    distribution._cpu_multiplies_bf16.cache_clear()
+    try:
+        assert pick_dtype("auto", torch.device("cpu")) == expected
+    finally:
+        distribution._cpu_multiplies_bf16.cache_clear()
 
 
 def test_devices_and_dtypes():
