@@ -46,7 +46,7 @@ def check_output_folder(
         raise FileExistsError(f"{path} holds more than {what} ({name}, ...); wanted a new or an empty folder")
     if not overwrite:
         number = sum(not entry.is_dir() for entry in entries)
-        raise FileExistsError(f"{path} holds {number} {what}; --overwrite replaces them, or name another folder")
+        raise FileExistsError(f"{path} holds {what} ({number}); --overwrite replaces them, or name another folder")
 
 
 def _spare(inputs: Iterable[str | Path], path: Path) -> None:

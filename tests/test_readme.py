@@ -35,7 +35,7 @@ def test_every_link_leads_somewhere(root: Path) -> None:
     pages = [
         "README.md",
         "resources/demo/README.md",
-        *(f"resources/docs/{name}.md" for name in ("guide", "diffusion", "properties", "fusion")),
+        *(f"resources/docs/{name}.md" for name in ("guide", "diffusion", "properties", "fusion", "results")),
         *(f"resources/{name}/README.md" for name in ("model", "refiner", "predictor")),
     ]
     for page in (*pages, "tokenizer/README.md"):

@@ -58,7 +58,7 @@ def test_a_folder_is_new_or_empty_or_of_an_earlier_run(folder: Path, tmp_path: P
     check_output_folder(tmp_path / "new", is_ours, OURS)
     (tmp_path / "empty").mkdir()
     check_output_folder(tmp_path / "empty", is_ours, OURS, inputs=[tmp_path])
-    with pytest.raises(FileExistsError, match=f"made holds 2 {OURS}; --overwrite replaces them, or name another"):
+    with pytest.raises(FileExistsError, match=rf"made holds {OURS} \(2\); --overwrite replaces them, or name another"):
         check_output_folder(folder, is_ours, OURS)
     check_output_folder(folder, is_ours, OURS, overwrite=True)
     (folder / "sub").mkdir()

@@ -146,7 +146,7 @@ def test_the_script_writes_what_is_valid(refine, tmp_path: Path) -> None:
     assert "1 binary: byte 0 at position 4" in printed and "1 syntax: " in printed
     assert [one.id for one in read_records("refined")] == ["rutile"]
     status, printed = refine("mixed", "--out", "refined")
-    assert status == 2 and "refined holds 1 crystals of an earlier run; --overwrite replaces them" in printed
+    assert status == 2 and "refined holds crystals of an earlier run (1); --overwrite replaces them" in printed
     status, printed = refine("mixed", "--out", "refined", "--overwrite", "--keep-rejected")
     assert status == 0 and "kept 1 of 3" in printed and "3 written" in printed
     assert [one.rejected_by for one in read_records("refined")] == ["binary", "syntax", None]
