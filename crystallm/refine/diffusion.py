@@ -24,6 +24,7 @@ from crystallm.refine.compositions import Lattices, Species, TrainingCells, star
 from crystallm.refine.denoiser import Denoiser, Noise
 from crystallm.refine.orbits import Orbits
 from crystallm.refine.schedule import SIGMA_MAX_ANG, SIGMA_MIN_ANG, ScheduleName, make_schedule
+from crystallm.refine.supercells import doubled
 
 Sampler = Literal["ddim", "ancestral", "predictor_corrector"]
 Keep = Callable[[CrystalBatch, float], None]  # called with what there is at a noise level, and the level in Å
@@ -280,26 +281,32 @@ class CrystalDiffusionModel(nn.Module):
         draws: int = 2,
         seed: int = 0,
     ) -> Floats:
-        """(n,) how badly the network tells which noise was added to each crystal: the mean squared error, noise of 1.
+        """(n,) how badly the network tells which noise was added to each crystal: its mean squared error over the
+        noise's mean square.
 
-        Near 0 for a crystal as it knows them, about 1 where it can tell nothing. Crystals of as many atoms get the same
-        noise, so structures of one composition compare; weighed by the widths, such errors bound the negative
-        log-likelihood (Ho et al. 2020, section 3.4). The atoms' noise alone: one atom in a cell has none, and 0.
+        Near 0 for a crystal as it knows them, about 1 where it can tell nothing, in cells of any size. Crystals of as
+        many atoms get the same noise, whatever is judged beside them, so structures of one composition compare;
+        weighed by the widths, such errors bound the negative log-likelihood (Ho et al. 2020, section 3.4). The atoms'
+        noise alone, and without a shift of the whole: one atom in its cell would have none, so two cells are judged.
         """
         self.eval()
         device = next(self.parameters()).device
-        generator = torch.Generator().manual_seed(seed)
-        most = max(one.n_atoms for one in crystals)
-        unit = torch.randn(draws, len(sigmas_ang), most, 3, generator=generator)
-        errors = np.zeros(len(crystals))
-        for places in at_once(one.n_atoms for one in crystals):
-            clean = make_batch([crystals[place] for place in places]).to(device)
+        judged = [doubled(one) if one.n_atoms == 1 else one for one in crystals]
+        noises: dict[int, Tensor] = {}  # by number of atoms: (draws, n_sigmas, n_atoms, 3)
+        for n in {one.n_atoms for one in judged}:
+            generator = torch.Generator().manual_seed(seed)
+            noises[n] = torch.randn(draws, len(sigmas_ang), n, 3, generator=generator)
+        errors = np.zeros(len(judged))
+        for places in at_once(one.n_atoms for one in judged):
+            clean = make_batch([judged[place] for place in places]).to(device)
             near, given = self.neighbours(clean), torch.zeros(clean.n_crystals, dtype=torch.bool, device=device)
-            for drawn in unit:
-                for sigma, noise in zip(sigmas_ang, drawn, strict=True):
-                    cart = clean.centred(torch.cat([noise[:n] for n in clean.n_atoms.tolist()]).to(device))
+            noise = torch.cat([noises[n] for n in clean.n_atoms.tolist()], dim=2).to(device)
+            left = 1 - 1 / clean.n_atoms  # of a mean square of 1, once the shift is taken out
+            for drawn in noise:
+                for sigma, unit in zip(sigmas_ang, drawn, strict=True):
+                    cart = clean.centred(unit)
                     found = self._noise(clean.moved(sigma * cart), sigma, given, near).cart
-                    error = clean.mean((found - cart).square()).mean(dim=1)
+                    error = clean.mean((found - cart).square()).mean(dim=1) / left
                     errors[places.start : places.stop] += error.double().cpu().numpy()
         return errors / (draws * len(sigmas_ang))
 

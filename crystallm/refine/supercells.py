@@ -28,6 +28,12 @@ def supercell(crystal: Crystal, times: ArrayLike) -> Crystal:
     return Crystal(matrix @ crystal.lattice, frac, np.tile(crystal.atomic_numbers, len(cells)))
 
 
+def doubled(crystal: Crystal) -> Crystal:
+    """Two cells of it along the shortest vector of its lattice."""
+    _, change = reduce_lattice(crystal.lattice)
+    return supercell(crystal, np.diag([2, 1, 1]) @ np.rint(change).astype(np.int64))
+
+
 def hermite_forms(index: int) -> Ints:
     """(n, 3, 3) with determinant `index`: each way to divide a cell into so many that are alike.
 

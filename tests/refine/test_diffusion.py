@@ -9,6 +9,7 @@ import torch
 from crystallm.crystal import Crystal
 from crystallm.refine.batch import at_once, make_batch
 from crystallm.refine.diffusion import CrystalDiffusionModel, add_noise, draw_noise
+from crystallm.refine.supercells import doubled
 from crystallm.train.optimizer import make_optimizers
 
 CUBE = np.eye(3) * 4.0
@@ -219,17 +220,31 @@ def test_batches_hold_every_crystal_once(monkeypatch: pytest.MonkeyPatch):
     assert next(at_once(sizes)) == range(1)
 
 
-def test_errors_of_noise_are_those_of_each_crystal_alone(ignorant: CrystalDiffusionModel, model, monkeypatch):
+def test_errors_of_noise_are_those_of_each_crystal_alone(model: CrystalDiffusionModel, monkeypatch):
     cube = Crystal(CUBE, np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([55, 17]))
     alone = Crystal(CUBE, np.zeros((1, 3)), np.array([13]))
     crystals = [ROCK_SALT, cube, alone, ROCK_SALT]
     errors = model.denoising_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3)
-    assert errors[0] == pytest.approx(errors[3], rel=1e-5) and errors[2] == 0
+    assert errors[0] == pytest.approx(errors[3], rel=1e-5) and len({round(error, 6) for error in errors}) == 3
     for crystal, error in zip(crystals, errors, strict=True):
-        # of one that is alone the first atoms' noise is drawn as in company only if the largest is there
-        together = model.denoising_errors([crystal, ROCK_SALT], sigmas_ang=(0.1, 0.4), draws=3)
-        assert together[0] == pytest.approx(error, rel=1e-5)
-    # An ignorant answer's error is the noise's own square, less a shift of the whole
-    assert ignorant.denoising_errors([ROCK_SALT], draws=200)[0] == pytest.approx(7 / 8, rel=0.05)
+        assert model.denoising_errors([crystal], sigmas_ang=(0.1, 0.4), draws=3)[0] == pytest.approx(error, rel=1e-5)
     monkeypatch.setattr("crystallm.refine.batch.ATOMS_AT_ONCE", 8)
     assert model.denoising_errors(crystals, sigmas_ang=(0.1, 0.4), draws=3) == pytest.approx(errors, rel=1e-5)
+
+
+def test_whoever_knows_nothing_errs_by_one_in_any_cell(ignorant: CrystalDiffusionModel):
+    """The noise's own square, less a shift of the whole; of one atom, two cells are judged"""
+    pair = Crystal(CUBE, np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([55, 17]))
+    for crystal in (Crystal(CUBE, np.zeros((1, 3)), np.array([13])), pair, ROCK_SALT):
+        assert ignorant.denoising_errors([crystal], draws=400)[0] == pytest.approx(1, rel=0.05)
+
+
+def test_the_choice_of_a_cell_of_one_atom_changes_nothing(model: CrystalDiffusionModel):
+    fcc = np.array([[0, 2, 2], [2, 0, 2], [2, 2, 0.0]])
+    sheared = np.array([[1, 0, 0], [2, 1, 0], [-1, 3, 1]]) @ fcc
+    given = [Crystal(cell, np.array([[0.3, 0.1, 0.2]]), np.array([13])) for cell in (fcc, sheared)]
+    assert given[0].volume_ang3 == pytest.approx(given[1].volume_ang3)
+    short, long = (doubled(one).lattice for one in given)
+    lengths = [sorted(np.linalg.norm(cell, axis=1)) for cell in (short, long)]
+    assert lengths[0] == pytest.approx(lengths[1]) and lengths[0][-1] == pytest.approx(2 * 8**0.5)
+    assert doubled(given[0]).n_atoms == 2
