@@ -38,7 +38,7 @@ Tolerance = Literal["benchmark", "distinct"]
 ENERGY = "predicted_formation_energy_ev_per_atom"  # a score of records
 ENERGY_WIDTH_EV = 0.3  # by which the votes of higher energies fall to 1/e; chosen on MP-20's validation rows
 DENOISING = "denoising_error"  # a score of records
-DENOISING_WIDTH = 0.15  # as ENERGY_WIDTH_EV
+DENOISING_WIDTH = 0.2  # as ENERGY_WIDTH_EV
 
 
 @functools.cache
@@ -207,7 +207,7 @@ class Selection:
 #   probability of the whole basin, whatever the number of digits that describe it.
 # weighted_self_consistency: the same with importance weights, as stratified searches need.
 # energy_votes: the same with votes that count exp(-E / 0.3 eV), E the predicted formation energy an atom.
-# denoising_votes: the same with votes that count exp(-D / 0.15), D how badly the refiner tells which noise was added
+# denoising_votes: the same with votes that count exp(-D / 0.2), D how badly the refiner tells which noise was added
 #   to a sample (CrystalDiffusionModel.denoising_errors): another model's likelihood, of the same training crystals.
 SELECTIONS: dict[str, Selection] = {
     "first": Selection(_first),

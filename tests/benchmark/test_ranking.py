@@ -96,7 +96,7 @@ def test_the_predictor_sees_refined_samples_when_asked(
 
 def test_denoising_errors_choose_as_well(run: tuple[Path, dict[str, Any]]):
     results = compare_rankings(RankingConfig(str(run[0]), by="denoising_error"))
-    assert list(results["answers"])[-2:] == ["denoising_error", "self-consistency, votes exp(-denoising_error / 0.15)"]
+    assert list(results["answers"])[-2:] == ["denoising_error", "self-consistency, votes exp(-denoising_error / 0.2)"]
     assert results["predictor"] == load()[1]["model_hash"][:12]
     assert results["answers"]["denoising_error"]["match_rate"] > 0
 

@@ -167,8 +167,8 @@ def test_select(by: str, answer: str) -> None:
     ("errors", "answer"),
     [
         ({"salt": 0.2, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # plain votes: three, two, one
-        ({"salt": 0.25, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # 3 exp(-1/3) = 2.15 against 2
-        ({"salt": 0.28, "caesium": 0.2, "layers": 0.2}, "caesium-1"),  # 3 exp(-8/15) = 1.76 against 2
+        ({"salt": 0.25, "caesium": 0.2, "layers": 0.2}, "salt-2"),  # 3 exp(-1/4) = 2.34 against 2
+        ({"salt": 0.29, "caesium": 0.2, "layers": 0.2}, "caesium-1"),  # 3 exp(-9/20) = 1.91 against 2
     ],
 )
 def test_votes_weighed_by_denoising_errors(errors: dict[str, float], answer: str) -> None:
@@ -188,7 +188,7 @@ def test_select_does_not_depend_on_the_order() -> None:
     ("energies", "answer"),
     [
         ({"salt": -2.0, "caesium": -2.0, "layers": -2.0}, "salt-2"),  # plain votes: three, two, one
-        ({"salt": -1.9, "caesium": -2.0, "layers": -1.5}, "salt-2"),  # 3 exp(-1/3) = 2.15 against 2
+        ({"salt": -1.9, "caesium": -2.0, "layers": -1.5}, "salt-2"),  # 3 exp(-1/4) = 2.34 against 2
         ({"salt": -1.8, "caesium": -2.0, "layers": -1.5}, "caesium-1"),  # 3 exp(-2/3) = 1.54 against 2
         ({"salt": -2.0, "caesium": -2.3, "layers": -2.8}, "layers"),  # 0.21, 0.38, 1
         ({"caesium": -2.0, "layers": -2.0, "rejected": -9.0}, "caesium-1"),  # no energy, no vote
@@ -242,8 +242,8 @@ def test_polymorphs(tmp_path: Path) -> None:
         ("self_consistency", "votes", ["salt-2", "caesium-1", "layers"], ["3", "2", "1"]),
         # 2, 3 exp(-2/3), exp(-5/3); with importance 1.810, 1.100 and 0.135 of 3.045
         ("energy_votes", "energy votes", ["caesium-1", "salt-2", "layers"], ["2.00", "1.54", "0.19"]),
-        # 1, 3 exp(-4/3), 2 exp(-1)
-        ("denoising_votes", "denoising votes", ["layers", "salt-2", "caesium-1"], ["1.00", "0.79", "0.74"]),
+        # 3 exp(-1), 1, 2 exp(-3/4)
+        ("denoising_votes", "denoising votes", ["salt-2", "layers", "caesium-1"], ["1.10", "1.00", "0.94"]),
         ("weighted_self_consistency", "weighted votes", ["caesium-1", "salt-2", "layers"], ["3.57", "2.17", "0.27"]),
         ("likelihood", "log p nats", ["layers", "salt-2", "caesium-1"], ["-6.0", "-7.0", "-8.0"]),
         ("likelihood_per_token", "log p/token", ["layers", "salt-2", "caesium-1"], ["-0.150", "-0.175", "-0.200"]),
