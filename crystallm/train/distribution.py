@@ -107,7 +107,7 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether a product of matrices takes less time in bfloat16 than in float32, as measured once, in 10 ms.
 
     With AMX it takes a third. With AVX-512's instructions alone (a Xeon whose AMX the virtual machine hides) it takes
-    1.3 to 1.9 times as long; without either, 50 times, which is not tried.
+    1.2 to 1.9 times as long; without either, 50 times, which is not tried.
     """
     is_native = any(
         getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
