@@ -2,7 +2,7 @@
 
 RUNs are folders of bin/train.py with one config and different seeds (train.seed=1 out=runs/second). The mean of several
 is nearer the truth than each of them, and where they disagree the expected error grows; the time of a prediction grows
-with their number. The folder serves wherever a predictor does: bin/predict.py --model, bin/sample.py --rank.
+with their number. The folder serves wherever a predictor does: bin/predict.py --model, bin/sample.py --predictor.
 """
 
 from __future__ import annotations

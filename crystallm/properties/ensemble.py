@@ -25,15 +25,20 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.targets: tuple[Target, ...] = members[0].targets
         self.branches = members[0].branches
-        self._first = (members[0],)  # in a tuple, or it would be registered twice
+
+    @property
+    def first(self) -> PropertyPredictor:
+        found = self.members[0]
+        assert isinstance(found, PropertyPredictor)
+        return found
 
     def encoders_by_modality(self) -> dict[str, Encoder]:
         """The first member's: what one collates all can read."""
-        return self._first[0].encoders_by_modality()
+        return self.first.encoders_by_modality()
 
     def scaling(self) -> tuple[Tensor, Tensor]:
         """means and scales of the targets (n_targets,)"""
-        return self._first[0].scaling()
+        return self.first.scaling()
 
     def forward(self, batch: PropertyBatch) -> dict[Branch, Prediction]:
         """Predictions of every branch for all B samples; a branch whose modality no sample has is left out."""

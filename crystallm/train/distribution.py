@@ -104,7 +104,7 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def _cpu_multiplies_bf16() -> bool:
-    """Whether a product of matrices takes less time in bfloat16 than in float32, as measured once, in 10 ms.
+    """Whether a product of matrices takes less time in bfloat16 than in float32, as measured once, in 15 ms.
 
     With AMX it takes a third. With AVX-512's instructions alone (a Xeon whose AMX the virtual machine hides) it takes
     1.2 to 1.9 times as long; without either, 50 times, which is not tried.
