@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gemmi
 import numpy as np
 import spglib
 
@@ -230,10 +231,56 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
     return bool((np.abs(delta - np.rint(delta)).max(axis=2) < 1e-6).any(axis=1).all())
 
 
+def spellings(symbols: Sequence[str]) -> dict[str, int]:
+    """Symbols of all settings without blanks and underscores, lower case -> number of the group.
+
+    spglib's of 530 settings, and what else gemmi knows: the letters of before 1992 ("Cmca" is Cmce) and larger cells.
+    """
+    known: dict[str, int] = {}
+
+    def add(name: str, number: int) -> None:
+        key = name.split(":")[0].replace(" ", "").replace("_", "").casefold()
+        if known.setdefault(key, number) != number:
+            print("ambiguous spelling", name, known[key], number)
+
+    for hall in range(530, 0, -1):
+        info = spglib.get_spacegroup_type(hall)
+        names = {info.international, info.international_short, info.international_full, info.schoenflies}
+        names |= {part.strip() for name in names for part in name.split("=")}
+        if 3 <= info.number <= 15:  # "I 1 2/a 1" is written "I2/a" as well
+            names |= {"".join(part for part in name.split() if part != "1") for name in names}
+        if info.number >= 195:  # before 1992 the bar was left out: "Fm3m"
+            names |= {name.replace("-3", "3") for name in names}
+        for name in sorted(names):
+            add(name, info.number)
+    for setting in gemmi.spacegroup_table():
+        add(setting.hm, setting.number)
+        add(setting.short_name(), setting.number)
+    for number, symbol in enumerate(symbols, 1):
+        known[symbol.replace("_", "").casefold()] = number
+    return known
+
+
+def spelling_arrays(symbols: Sequence[str]) -> dict[str, np.ndarray]:
+    known = spellings(symbols)
+    return {"alias": np.array(list(known)), "alias_number": np.array(list(known.values()), np.int16)}
+
+
+def write(output: Path, arrays: Mapping[str, Any]) -> None:
+    np.savez_compressed(output, **arrays)
+    print(output.name, output.stat().st_size, "bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=project_root() / "resources/space_groups.npz")
-    output = parser.parse_args().out
+    parser.add_argument("--only-spellings", action="store_true", help="of the table that is there; without pyxtal")
+    given = parser.parse_args()
+    output = given.out
+    if given.only_spellings:
+        with np.load(output) as table:
+            write(output, dict(table) | spelling_arrays(table["symbol"].tolist()))
+        return
     try:
         from pyxtal.symmetry import Group
     except ModuleNotFoundError:
@@ -334,22 +381,6 @@ def main() -> None:
             number, out["symbol"][-1], len(rotations), "operations", len(positions), "positions", len(cosets), "cosets"
         )
 
-    aliases: dict[str, int] = {}
-    for hall in range(530, 0, -1):
-        info = spglib.get_spacegroup_type(hall)
-        names = {info.international, info.international_short, info.international_full, info.schoenflies}
-        names |= {part.strip() for name in names for part in name.split("=")}
-        if 3 <= info.number <= 15:  # "I 1 2/a 1" is written "I2/a" as well
-            names |= {"".join(part for part in name.split() if part != "1") for name in names}
-        if info.number >= 195:  # before 1992 the bar was left out: "Fm3m"
-            names |= {name.replace("-3", "3") for name in names}
-        for name in names:
-            key = name.replace(" ", "").replace("_", "").casefold()
-            if aliases.setdefault(key, info.number) != info.number:
-                print("ambiguous spelling", name, aliases[key], info.number)
-    for number, symbol in enumerate(out["symbol"], 1):
-        aliases[symbol.replace("_", "").casefold()] = number
-
     starts = [
         "op_start",
         "position_start",
@@ -377,10 +408,7 @@ def main() -> None:
     arrays["polar"] = np.array(out["polar"], bool)
     arrays["letter"] = np.array(out["letter"])
     arrays["symbol"] = np.array(out["symbol"])
-    arrays["alias"] = np.array(list(aliases))
-    arrays["alias_number"] = np.array(list(aliases.values()), np.int16)
-    np.savez_compressed(output, **arrays)
-    print(output.name, output.stat().st_size, "bytes")
+    write(output, arrays | spelling_arrays(out["symbol"]))
 
 
 if __name__ == "__main__":

@@ -188,11 +188,11 @@ def stated_settings(table: Table) -> list[Operations]:
             listed = _operations_of_triplets(tuple(triplets), tuple(table.get(_CENTRING_TAG, ())))
             if listed.n == 1 and symbol not in (None, "P 1", "P1"):
                 # CrystaLLM's texts list x, y, z for any group: multiplicities or formula tell what is meant.
-                return [listed, *_settings_of_symbol(symbol)]
+                return [listed, *settings_of_symbol(symbol)]
             return [listed]
     if hall is not None and (found := _settings_of_hall(hall)):
         return list(found)
-    if symbol is not None and (found := _settings_of_symbol(symbol)):
+    if symbol is not None and (found := settings_of_symbol(symbol)):
         return list(found)
     if number is not None and (found := _settings_of_number(number)):
         return list(found)
@@ -296,7 +296,7 @@ def _settings_of_hall(text: str) -> tuple[Operations, ...]:
 
 
 @functools.lru_cache(1024)
-def _settings_of_symbol(text: str) -> tuple[Operations, ...]:
+def settings_of_symbol(text: str) -> tuple[Operations, ...]:
     """Of a Hermann-Mauguin symbol in any spelling and setting; () where it names no group."""
     import gemmi
 

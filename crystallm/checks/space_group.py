@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 
+import numpy as np
+
 from crystallm.checks.composition import header_of
 from crystallm.checks.geometric import crystal_of
 from crystallm.cif import CIFHeader
+from crystallm.cif_symmetry import Operations, settings_of_symbol
 from crystallm.cif_write import full_symbol
 from crystallm.records import CIFRecord
 from crystallm.space_groups import SpaceGroup, SpaceGroupError, space_group_number, space_group_symbols
 from crystallm.symmetry import SYMPREC_ANG, SymmetryError, find_space_group
 
-_SETTING = re.compile(r"\s*\(.*?\)|[\s:]*(?:[HRSZ]|[oO](?:rigin)?\s*[12]|(?<=:)[12])$")
+_SETTING = re.compile(r"\s*\(.*?\)|[\s:]*(?:[HRSZhr]|[oO](?:rigin)?\s*[12]|(?<=:)[12])$")
 
 
 def check_space_group(record: CIFRecord) -> str | None:
@@ -72,11 +75,23 @@ def stated_number(header: CIFHeader) -> int | None:
 def _number_of_symbol(symbol: str) -> int:
     """Also of what databases append, "R -3 c H", "F d -3 m S", and of larger cells, "B 21/c". SpaceGroupError."""
     plain = _SETTING.sub("", symbol)
-    attempts = [symbol, plain, *(["P" + plain[1:]] if plain[:1] in tuple("ABCFI") else [])]
-    for attempt in attempts:
+    for attempt in (symbol, plain):
         with contextlib.suppress(SpaceGroupError):
             return space_group_number(attempt)
+    if settings := settings_of_symbol(symbol):
+        return _type_of(settings[0])
     return space_group_number(symbol)  # for its message
+
+
+def _type_of(operations: Operations) -> int:
+    """The number of the group that these are, in whatever cell. SpaceGroupError where spglib finds none."""
+    import spglib
+
+    rotations = np.rint(operations.rotations).astype(np.int32)
+    found = spglib.get_spacegroup_type_from_symmetry(rotations, operations.translations)
+    if found is None:
+        raise SpaceGroupError(f"{operations.name} is no space group in its cell")
+    return int(found.number)
 
 
 def _found(record: CIFRecord) -> SpaceGroup | str:

@@ -15,7 +15,7 @@ from crystallm.properties.ensemble import Ensemble
 from crystallm.properties.loader import BatchMaker, cut_by_atoms
 from crystallm.properties.predictor import Branch, PropertyBatch, PropertyPredictor, Target
 from crystallm.properties.samples import SampleSet, Texts, make_samples
-from crystallm.properties.structure import StructureEncoder
+from crystallm.properties.structure import AtomsEncoder
 from crystallm.records import CIFRecord
 from crystallm.resources import resource_path
 
@@ -149,7 +149,7 @@ class Predictor:
     def most_atoms(self) -> int:
         """In a cell that it looks at"""
         encoder = self.model.encoders_by_modality().get("structure")
-        return encoder.config.max_atoms if isinstance(encoder, StructureEncoder) else 10**9
+        return encoder.config.max_atoms if isinstance(encoder, AtomsEncoder) else 10**9
 
 
 def score_name(target: str) -> str:

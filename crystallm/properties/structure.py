@@ -11,8 +11,9 @@ Attention to all images as in Crystalformer (Taniai et al., ICLR 2024), with a c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -58,9 +59,20 @@ class AtomsPart:
     frac_coords: Tensor  # (N, 3)
     atomic_numbers: Tensor  # (N,) int64
     n_atoms: Tensor  # (B,) int64
+    known: dict[tuple[float, int], Surroundings] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device | str) -> AtomsPart:
-        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors = (self.lattice, self.frac_coords, self.atomic_numbers, self.n_atoms)
+        return AtomsPart(*(tensor.to(device) for tensor in tensors))
+
+    def around(self, radial: Radial) -> Surroundings:
+        """Reckoned once for encoders of one cutoff and number of waves, as the members of an ensemble are."""
+        kind = radial.cutoff_ang, len(radial.frequencies)
+        if kind not in self.known:
+            with torch.autocast(self.lattice.device.type, enabled=False):  # places of atoms want all their digits
+                edges = Neighbours(self.lattice, self.n_atoms, radial.cutoff_ang).edges(self.frac_coords)
+                self.known[kind] = Surroundings(edges, self.n_atoms, radial)
+        return self.known[kind]
 
 
 class AtomsEncoder(Encoder):
@@ -99,11 +111,9 @@ class StructureEncoder(AtomsEncoder):
         nn.init.normal_(self.species.weight, std=0.5)
 
     def forward(self, part: AtomsPart) -> Encoding:
-        with torch.autocast(part.lattice.device.type, enabled=False):  # places of atoms want all their digits
-            edges = Neighbours(part.lattice, part.n_atoms, self.config.cutoff_ang).edges(part.frac_coords)
-            around = Surroundings(edges, part.n_atoms, self.radial)
+        around = part.around(self.radial)
         if torch.is_autocast_enabled(part.lattice.device.type):  # once, not in each layer
-            around.cast(torch.get_autocast_dtype(part.lattice.device.type))
+            around = around.cast(torch.get_autocast_dtype(part.lattice.device.type))
         atoms = self.species(part.atomic_numbers)  # (N, C)
         for block in self.blocks:
             atoms = block(atoms, around)
@@ -146,9 +156,11 @@ class Surroundings(Places):
         # (N, width, 1 + R + 9 * N_ANGULAR), 0 where there is no neighbour
         self.gathered = torch.cat([ones, shells.rows(self.radial), angular.flatten(2)], dim=2)
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """What products are taken of"""
-        self.radial, self.gathered = self.radial.to(dtype), self.gathered.to(dtype)
+    def cast(self, dtype: torch.dtype) -> Surroundings:
+        """The same with what products are taken of in another type"""
+        other = copy.copy(self)
+        other.radial, other.gathered = self.radial.to(dtype), self.gathered.to(dtype)
+        return other
 
 
 class Block(nn.Module):

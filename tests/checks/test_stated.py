@@ -12,7 +12,7 @@ from crystallm.checks.composition import (
     check_stated_formula,
     check_stated_multiplicity,
 )
-from crystallm.checks.space_group import check_space_group, check_space_group_symbol
+from crystallm.checks.space_group import check_space_group, check_space_group_symbol, stated_number
 from crystallm.cif import parse_cif, write_cif
 
 ROCK_SALT = """data_{name}
@@ -102,6 +102,20 @@ def test_crystallm_sums_multiplicities(parsed, rock_salt, cif):
 @pytest.mark.parametrize("symbol", ["Fm-3m", "F m -3 m", "F 4/m -3 2/m", "Fm3m"])
 def test_the_space_group_is_judged_by_number_in_any_spelling(parsed, rock_salt, symbol):
     assert check_space_group(parsed(rock_salt(symbol=symbol))) is None
+
+
+@pytest.mark.parametrize(
+    ("symbol", "number"),
+    [
+        ("C m c a", 64), ("A b a m", 64), ("A b m 2", 39), ("Ccca", 68), ("F 4/m m m", 139), ("F 1 2/m 1", 12),
+        ("C 1 21 1", 5), ("B 21/c", 14), ("C 4/m m m", 123), ("C -4 2 m", 115), ("F -4 m 2", 121), ("R -3 c r", 167),
+        ("R -3 c H", 167), ("F d -3 m S", 227), ("P 1 21/n 1", 14),
+    ],
+)  # fmt: skip
+def test_old_letters_and_larger_cells_name_their_group(parsed, rock_salt, symbol, number):
+    header = replace(parsed(rock_salt()).header, space_group_symbol=symbol, space_group_number=None)
+    assert stated_number(header) == number
+    assert stated_number(replace(header, space_group_number=number)) == number
 
 
 def test_two_groups_stated_at_once_are_refused(parsed, rock_salt):

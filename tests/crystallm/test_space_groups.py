@@ -93,6 +93,7 @@ def test_normaliser_maps_group_and_positions_to_themselves(number):
         ("Pm-3m", 221), ("P m -3 m", 221), ("P4/mmm", 123), ("P2_1/c", 14), ("P21/c", 14), ("P 1 21/c 1", 14),
         ("P2(1)/c", 14), ("I2/a", 15), ("R-3m:H", 166), ("r -3 m", 166), ("Fd-3m:2", 227), ("Pbnm", 62), ("Fm3m", 225),
         (" 62 ", 62), (62, 62), ("P4_2", 77), ("P 4 2 2", 89), ("Oh^5", 225),
+        ("Cmca", 64), ("Abm2", 39), ("F 4/m m m", 139),
     ],
 )  # fmt: skip
 def test_spellings(spelling, number):

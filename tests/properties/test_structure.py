@@ -124,3 +124,16 @@ def test_dropout_is_for_training_alone(crystal_of) -> None:
     assert torch.equal(encoder(part).tokens, encoder(part).tokens)
     encoder.train()
     assert not torch.equal(encoder(part).tokens, encoder(part).tokens)
+
+
+def test_encoders_that_share_a_part_answer_as_alone(transformer: Encoder) -> None:
+    """Of one cutoff they share what they know of the surroundings, also where one of them casts it."""
+    short = make_structure_encoder(StructureConfig(width=32, n_layer=1, n_head=4, cutoff_ang=4.0)).eval()
+    part, crystals = transformer.collate([TRICLINIC]), (TRICLINIC,)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert transformer(part).tokens.dtype == torch.float32
+        together = [encoder(part).tokens[0].numpy() for encoder in (transformer, short, transformer)]
+    assert len(part.known) == 2  # type: ignore[attr-defined]
+    for found, encoder in zip(together, (transformer, short, transformer), strict=True):
+        np.testing.assert_array_equal(found, tokens(encoder, *crystals)[0])
