@@ -66,5 +66,5 @@ if __name__ == "__main__":
         if given.compositions:
             model.training_cells = read_training_cells(given.compositions)
         print(run(model, info, config, None if given.no_save else given.out))
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")

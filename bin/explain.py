@@ -23,10 +23,10 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int, default=10, help="crystals at most (default 10)")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
     try:
         n_explained, n_read = explain_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError, FileExistsError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_explained:
         sys.exit(f"explain: none of {n_read} explained")

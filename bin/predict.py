@@ -19,11 +19,11 @@ if __name__ == "__main__":
     parser.add_argument("--overwrite", action="store_true", help="replace that table if it is there")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, help="processes that read and describe; one a core by default")
     try:
         n_predicted, n_read = predict_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError, FileExistsError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_predicted:
         sys.exit(f"predict: none of {n_read} predicted")

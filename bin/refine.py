@@ -53,7 +53,7 @@ if __name__ == "__main__":
         refined = refine_checked(filter_records(records, checks), model, config, checks, info["model_hash"])
         passing = tally.to_write(refined, arguments.keep_rejected)
         number = write_records(arguments.out, passing, arguments.overwrite)
-    except (ValueError, FileNotFoundError, FileExistsError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(f"{tally.summary()}\n{number} written to {arguments.out}")
     raise SystemExit(0 if tally.counts.n_valid else 1)

@@ -133,7 +133,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
 
             ranking = Ranking.find(rank, predictor)
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
-    except (ValueError, FileNotFoundError) as err:
+    except (ValueError, FileNotFoundError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
 
 
@@ -150,5 +150,5 @@ if __name__ == "__main__":
     parser, config, settings, ranking = parse_arguments()
     try:
         run(config, settings, ranking)
-    except (ValueError, FileNotFoundError, FileExistsError) as err:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")

@@ -17,7 +17,7 @@ from crystallm.records import CIFRecord
 from crystallm.rejections import Rejections
 from crystallm.text_table import text_table
 
-CHUNK = 2_000  # records at a time: memory stays the same for any number
+CHUNK = 2_000  # records at a time
 SHOWN = 20
 
 
@@ -42,7 +42,7 @@ def predict_paths(
         check_output(out, paths, overwrite)
     records = read_sources(paths, cif_column, id_column=id_column, properties={})
     predictor = Predictor.load(model, device)
-    n, rejections = 0, Rejections()
+    n, n_predicted, rejections = 0, 0, Rejections()
     tables: list[pa.Table] = []
     for chunk in _chunks(records, CHUNK):
         scored = predictor.score(chunk, workers if len(chunk) > 100 else 0)
@@ -50,14 +50,15 @@ def predict_paths(
             print(prediction_table(scored[:SHOWN], predictor.targets))
         n += len(scored)
         for record in scored:
-            if record.rejected_by is not None:
+            if score_name(predictor.targets[0]) in record.scores:  # also what the checks had rejected before
+                n_predicted += 1
+            elif record.rejected_by is not None:
                 rejections.add(record.id, record.rejected_by, record.reason)
         if out is not None:
             rows = [_row(record, predictor.targets) for record in scored]
             tables.append(pa.Table.from_pylist(rows, _schema(predictor.targets)))
     if n > SHOWN:
         print(f"… and {n - SHOWN:,} more{'' if out is None else f' in {out}'}")
-    n_predicted = n - rejections.counts.total()
     print(f"{n_predicted:,} of {n:,} predicted; value ± mean absolute error to be expected")
     print("".join(f"{line}\n" for line in rejections.lines()), end="")
     if out is not None and tables:

@@ -28,10 +28,11 @@ from crystallm.benchmark.scores import Samples, log_lines, results_table, score_
 from crystallm.parallel import Failure, available_cores, map_processes
 from crystallm.refine.checkpoint import is_refiner, load_refiner
 from crystallm.refine.diffusion import Sampler
-from crystallm.sample.generate import GenerateConfig, Generator, pick_device
+from crystallm.sample.generate import GenerateConfig, Generator
 from crystallm.sample.prompts import Mode
 from crystallm.sample.scorers import Scorer
 from crystallm.sample.selection import SELECTIONS
+from crystallm.train.distribution import pick_device
 
 if TYPE_CHECKING:
     from pathlib import Path

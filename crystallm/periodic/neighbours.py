@@ -48,8 +48,9 @@ class Neighbours:
         if (bad := torch.nonzero(~(candidates <= MAX_CANDIDATES))[:, 0]).numel():
             k = int(bad[0])
             faces = ", ".join(f"{height:.2g}" for height in heights[k].tolist())
+            which = f"crystal {k}: " if len(n) > 1 else ""
             raise ValueError(
-                f"crystal {k}: {int(n[k])} atoms in a cell whose opposite faces are {faces} Å apart see "
+                f"{which}{int(n[k])} atoms in a cell whose opposite faces are {faces} Å apart see "
                 f"{float(candidates[k]):.2g} images within {cutoff_ang:g} Å; wanted at most {MAX_CANDIDATES:,}"
             )
         reach = reaches.long().tolist()

@@ -29,7 +29,7 @@ class TextConfig:
     width: int = 128  # of `words`, or what the frozen encoder's vectors are projected to
     n_layer: int = 2  # of `words`
     n_head: int = 4
-    max_tokens: int = 512  # texts with more are refused (words) or cut (frozen encoders, BERT's limit is 512)
+    max_tokens: int = 512  # what a text has beyond these is not read (BERT's limit is 512)
     cache: str = "data/encodings.sqlite3"  # what a frozen encoder said of each text
     keep: Keep = "tokens"  # of it: every token's vector, their means by sentence, or one mean
 

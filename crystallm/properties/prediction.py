@@ -18,8 +18,9 @@ from crystallm.properties.samples import SampleSet, Texts, make_samples
 from crystallm.properties.structure import AtomsEncoder
 from crystallm.records import CIFRecord
 from crystallm.resources import resource_path
+from crystallm.train.distribution import pick_device
 
-NON_NEGATIVE = (
+_NON_NEGATIVE = (
     "band_gap",
     "density",
     "volume",
@@ -28,6 +29,14 @@ NON_NEGATIVE = (
     "debye",
     "thermal_conductivity",
 )
+
+
+def never_negative(target: str) -> bool:
+    """By its name: a density, "density_g_per_cm3", but not "log10_thermal_conductivity_w_per_mk"."""
+    return target.startswith(_NON_NEGATIVE)
+
+
+BATCH_ATOMS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +63,9 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path | None = None, device: str = "cpu") -> Predictor:
-        model, _, info = load_predictor(resource_path("resources/predictor") if path is None else path, device)
-        return cls(model, info, device)
+        chosen = str(pick_device(device))
+        model, _, info = load_predictor(resource_path("resources/predictor") if path is None else path, chosen)
+        return cls(model, info, chosen)
 
     @property
     def texts(self) -> Texts:
@@ -75,22 +85,46 @@ class Predictor:
         self,
         samples: SampleSet,
         without: Sequence[str] = (),
-        batch_atoms: int = 2048,
+        batch_atoms: int = BATCH_ATOMS,
         branch: Branch | None = None,
     ) -> Predictions:
         """Every sample's values. `without`: modalities that are to be taken as missing.
 
-        Where one modality is missing the branch of the other answers; `branch` forces one for all.
+        Where one modality is missing the branch of the other answers; `branch` forces one for all. ValueError for a
+        crystal with too many atoms, or in a cell so flat that they have too many neighbours.
         """
+        return self._predict(samples, without, batch_atoms, branch, None)
+
+    @torch.no_grad()
+    def _predict(
+        self,
+        samples: SampleSet,
+        without: Sequence[str],
+        batch_atoms: int,
+        branch: Branch | None,
+        refused: dict[int, str] | None,
+    ) -> Predictions:
+        """With `refused`, why samples were refused is noted there, and their values are nan."""
         encoders = {name: e for name, e in self.model.encoders_by_modality().items() if name not in without}
         if not encoders:
             raise ValueError("no structure and no text: nothing to predict from")
         n, k = len(samples), len(self.targets)
         values, errors, branches = np.full((n, k), np.nan), np.full((n, k), np.nan), [""] * n
         maker = BatchMaker(samples, encoders)
-        for chosen in cut_by_atoms(np.arange(n), samples.n_atoms, batch_atoms, 256):
-            batch = maker.batch(chosen).to(self.device)
-            predictions = self.model(batch)
+        waiting = cut_by_atoms(np.arange(n), samples.n_atoms, batch_atoms, 256)
+        while waiting:
+            chosen = waiting.pop()
+            try:
+                batch = maker.batch(chosen).to(self.device)
+                predictions = self.model(batch)
+            except ValueError as err:
+                if refused is None:
+                    raise
+                if len(chosen) == 1:
+                    refused[int(chosen[0])] = str(err)
+                else:  # one by one, to find out which
+                    waiting += np.split(chosen, len(chosen))
+                continue
             answering = self._answering(batch, branch)
             for name in set(answering):
                 rows = np.array([place for place, own in enumerate(answering) if own == name])
@@ -102,15 +136,16 @@ class Predictor:
         means, scales = (value.double().cpu().numpy() for value in self.model.scaling())
         values = values * scales + means
         for column, target in enumerate(self.targets):
-            if any(name in target for name in NON_NEGATIVE):
+            if never_negative(target):
                 values[:, column] = values[:, column].clip(min=0)
         return Predictions(self.targets, values, errors * scales, branches)
 
     def _answering(self, batch: PropertyBatch, branch: Branch | None) -> list[Branch]:
         """Which branch answers for each sample. ValueError for one that has nothing to answer from."""
         answers: list[Branch] = []
+        present = {name: rows.tolist() for name, rows in batch.present.items()}
         for place in range(len(batch.targets)):
-            there = [name for name, present in batch.present.items() if present[place]]
+            there = [name for name, rows in present.items() if rows[place]]
             if not there:
                 raise ValueError("a sample has neither structure nor text; nothing to predict from")
             usual: Branch = "fused" if len(there) == 2 else there[0]  # type: ignore[assignment]
@@ -127,11 +162,11 @@ class Predictor:
         samples, unread = make_samples(plain, (), self.texts, workers)
         rejected = {one.place: (one.rejected_by, one.reason) for one in unread}
         places = [place for place in range(len(records)) if place not in rejected]
-        for place, size in zip(places, samples.n_atoms.tolist(), strict=True):
-            if size > self.most_atoms:
-                rejected[place] = "too_large", f"{size} atoms in the cell, wanted {self.most_atoms} or fewer"
-        found = self.predict(samples.some(np.flatnonzero(samples.n_atoms <= self.most_atoms)))
-        rows = iter(zip(found.values.tolist(), found.errors.tolist(), strict=True))
+        refused: dict[int, str] = {}
+        found = self._predict(samples, (), BATCH_ATOMS, None, refused)
+        rejected |= {places[row]: ("too_large", why) for row, why in refused.items()}
+        kept = [row for row in range(len(places)) if row not in refused]
+        rows = iter(zip(found.values[kept].tolist(), found.errors[kept].tolist(), strict=True))
         results = []
         for place, record in enumerate(records):
             if place not in rejected:

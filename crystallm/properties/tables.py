@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,12 @@ def _stamp(path: Path) -> list[int]:
 def sample_splits(samples: SampleSet, data: PropertyDataConfig) -> np.ndarray:
     """(n,) "train", "val" or "test"; "" for what takes no part"""
     if data.split == "column":
-        splits = [split if split in SPLITS else "" for split in samples.splits]
+        splits = list(samples.splits)
+        if odd := Counter(split for split in splits if split not in (*SPLITS, "")):
+            name, number = odd.most_common(1)[0]
+            raise ValueError(
+                f"column {data.split_column!r} says {name!r} in {number} rows; wanted {', '.join(SPLITS)}, or nothing"
+            )
     elif data.split in ("random", "formula"):
         keys = samples.ids if data.split == "random" else samples.formulas
         shares = (1 - data.val_share - data.test_share, data.val_share, data.test_share)

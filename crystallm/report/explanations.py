@@ -16,7 +16,7 @@ from crystallm.data.readers import read_sources
 from crystallm.output import check_output_folder
 from crystallm.properties.ensemble import single
 from crystallm.properties.explanation import Explanation, explain
-from crystallm.properties.prediction import NON_NEGATIVE, Predictor
+from crystallm.properties.prediction import Predictor, never_negative
 from crystallm.properties.samples import Rejected, make_samples
 from crystallm.records import CIFRecord
 from crystallm.rejections import rejection
@@ -109,7 +109,7 @@ def summary(explanation: Explanation) -> str:
     """A few lines that name what changes the value most."""
     branch = "both modalities" if explanation.branch == "fused" else f"{explanation.branch} alone"
     formula = "" if explanation.crystal is None else f" {explanation.crystal.reduced_formula}"
-    below = explanation.value < 0 and explanation.target.startswith(NON_NEGATIVE)
+    below = explanation.value < 0 and never_negative(explanation.target)
     lines = [
         f"{explanation.id}{formula}: {target_label(explanation.target)} {explanation.value:.3f} "
         f"± {explanation.error:.3f}, from {branch}{'; predictions show 0' if below else ''}"

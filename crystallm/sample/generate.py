@@ -27,8 +27,6 @@ from crystallm.sample.text_forms import Begun, text_form
 from crystallm.version import __version__
 
 if TYPE_CHECKING:
-    import torch
-
     from crystallm.model.gpt import GPT
     from crystallm.records import CIFRecord
     from tokenizer import CIFTokenizer
@@ -137,6 +135,8 @@ class Generator:
 
         Kept while the checkpoint stays the same.
         """
+        from crystallm.train.distribution import pick_device
+
         path = resolve_checkpoint(BUNDLED if model is None else model)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stamps = tuple((file.name, file.stat().st_mtime_ns) for file in files)
@@ -352,15 +352,3 @@ def rows_that_fit(model: GPT) -> int:
     row_bytes = 2 * config.n_layer * config.block_size * config.n_embd * weight.element_size()
     free = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else CACHE_BYTES
     return max(1, free // row_bytes)
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else MPS, else the CPU. ValueError for a device that is not there."""
-    import torch
-
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
-    if not has.get(name.split(":")[0], False):
-        raise ValueError(f"no device {name!r} here; there are auto, {', '.join(kind for kind in has if has[kind])}")
-    return torch.device(name)

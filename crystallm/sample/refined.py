@@ -14,7 +14,7 @@ from crystallm.refine.checkpoint import load_refiner
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.resources import resource_path
-from crystallm.sample.generate import pick_device
+from crystallm.train.distribution import pick_device
 
 BUNDLED_REFINER = "resources/refiner"
 RECORDS_AT_ONCE = 2048

@@ -69,7 +69,7 @@ def start_processes(device: Device = "auto", threads: int | None = None) -> Proc
     if threads is not None:
         torch.set_num_threads(threads)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    kind = pick_device(device)
+    kind = pick_device(device).type
     chosen = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(chosen)
@@ -82,13 +82,15 @@ def start_processes(device: Device = "auto", threads: int | None = None) -> Proc
     return Processes(rank, world, chosen)
 
 
-def pick_device(device: Device) -> str:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[device]:
-        raise ValueError(f"device={device}: this torch ({torch.__version__}) finds no such device here")
-    return device
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA, else MPS, else the CPU. ValueError for a device that is not there."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
+    if not has.get(name.split(":")[0], False):
+        there = ", ".join(kind for kind in has if has[kind])
+        raise ValueError(f"no device {name!r} here, by torch {torch.__version__}; there are auto, {there}")
+    return torch.device(name)
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import torch
 from crystallm.cif_write import write_cif
 from crystallm.config import to_dict
 from crystallm.crystal import Crystal
-from crystallm.properties.checkpoint import PredictorConfig, build_predictor, predictor_info
+from crystallm.properties.checkpoint import PredictorConfig, TextConfig, build_predictor, predictor_info
+from crystallm.properties.prediction import Predictor
 from crystallm.properties.predictor import HeadConfig, Target
 from crystallm.properties.structure import StructureConfig
 from crystallm.rank import predict_paths
-from crystallm.records import CIFRecord
+from crystallm.records import CIFRecord, write_records
 from crystallm.sample.ranking import Ranking
 from crystallm.sample.report import table
 from crystallm.sample.scorers import find_scorer
@@ -115,3 +117,47 @@ def test_predictions_replace_no_table_unasked(checkpoint: str, tmp_path: Path) -
         with pytest.raises(ValueError, match=r"mine\.csv is an input"):
             predict_paths([mine], checkpoint, mine, overwrite=overwrite)
     assert mine.read_text() == 'cif\n"data_x"\n'
+
+
+def test_one_odd_crystal_costs_no_other_its_prediction(checkpoint: str) -> None:
+    flat = Crystal.from_parameters((0.02, 0.02, 0.02, 90, 90, 90), [[0, 0, 0]], ["Na"])
+    given = [*records(), CIFRecord("flat", write_cif(flat), prompt="a")]
+    scored = Predictor.load(checkpoint).score([given[0], given[-1], *given[1:-1]])
+    assert [record.rejected_by for record in scored] == [None, "too_large", None, None, None]
+    assert scored[1].reason.startswith("1 atoms in a cell whose opposite faces are 0.02, 0.02, 0.02 Å")
+    alone = Predictor.load(checkpoint).score(given[:-1])
+    key = "predicted_formation_energy_ev_per_atom"
+    found = [record.scores[key] for record in scored if key in record.scores]
+    np.testing.assert_allclose(found, [record.scores[key] for record in alone], rtol=1e-5)
+    with pytest.raises(ValueError, match="no device 'cuda' here") if not torch.cuda.is_available() else nullcontext():
+        Predictor.load(checkpoint, "cuda")
+
+
+def test_what_checks_rejected_before_counts_as_predicted(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_records(tmp_path / "kept.parquet", [replace(records()[0], rejected_by="bonds", reason="short")])
+    assert predict_paths([tmp_path / "kept.parquet"], checkpoint, workers=0) == (1, 1)
+    assert "1 of 1 predicted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "floor"),
+    [("density_g_per_cm3", 0.0), ("log10_thermal_conductivity_w_per_mk", None), ("energy_ev_per_volume_ang3", None)],
+)
+def test_only_what_cannot_be_negative_is_cut_off_at_zero(tmp_path: Path, target: str, floor: float | None) -> None:
+    torch.manual_seed(0)
+    config = PredictorConfig(StructureConfig(width=16, n_layer=1, n_head=2, cutoff_ang=4.0), None, HeadConfig(width=16))
+    predictor = Predictor(build_predictor(config, [Target(target, mean=-5.0, scale=0.1)]))
+    [scored] = predictor.score(records()[:1])
+    value = scored.scores[f"predicted_{target}"]
+    assert value == floor if floor is not None else -6 < value < -4
+
+
+def test_weights_of_another_vocabulary_of_words_are_refused(tmp_path: Path) -> None:
+    config = PredictorConfig(None, TextConfig(width=16, n_layer=1, n_head=2), HeadConfig(width=16))
+    targets = [Target("band_gap_ev")]
+    tensors = {"model": dict(build_predictor(config, targets).named_parameters())}
+    write_checkpoint(tmp_path / "words", tensors, predictor_info(config, targets) | {"words": 7})
+    with pytest.raises(ValueError, match="another vocabulary of words"):
+        Predictor.load(tmp_path / "words")

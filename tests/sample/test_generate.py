@@ -271,7 +271,7 @@ def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:
         ({"constraints": "some"}, ValueError, "constraints must be none, syntax or full, got 'some'"),
         ({"top_p": 2.0}, ValueError, "top_p"),
         ({"restarts": -1}, ValueError, "restarts"),
-        ({"device": "abacus"}, ValueError, "no device 'abacus' here; there are auto, cpu"),
+        ({"device": "abacus"}, ValueError, "no device 'abacus' here, by torch .*; there are auto, cpu"),
     ],
 )
 def test_bad_settings(settings: dict, error: type[Exception], message: str, checkpoint: str) -> None:
