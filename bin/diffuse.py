@@ -60,7 +60,8 @@ if __name__ == "__main__":
         config = DiffuseConfig(species, cell, given.num, *sampling, given.candidates, given.rules)
         if given.train:
             training = load_config(RefinerRunConfig, given.train)
-            train_refiner(training)
+            if train_refiner(training) == "sigterm":
+                parser.exit(143, f"{parser.prog}: stopped while training; the same command goes on\n")
             given.model = training.out
         model, info = load(given.model, given.device)
         if given.compositions:

@@ -4,7 +4,8 @@ Arguments are YAML files and key=value (--help lists the keys). The same command
 Several processes: torchrun --nproc_per_node=4 bin/train.py config/gpu_100m.yaml
 A config with `refiner:` trains the diffusion model (config/refiner_mp.yaml), one with `predictor:` the property
 predictor (config/predictor_mp.yaml).
-Fine-tuning: init_from=<checkpoint> data.path=<shards>; the model's shape and vocabulary are then the checkpoint's.
+Fine-tuning: init_from=<checkpoint> data.path=<shards>; the model's shape and vocabulary are then the checkpoint's,
+dropout and the like (model.dropout, model.slot_weights, ...) what is asked for.
 """
 
 from __future__ import annotations
@@ -16,5 +17,5 @@ from crystallm.training.run import train
 if __name__ == "__main__":
     try:
         train()
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, ImportError) as err:
         sys.exit(f"train: {err}")

@@ -11,7 +11,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -80,6 +80,26 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def settings_from(base: T, asked: T, free: Collection[str]) -> tuple[T, list[str]]:
+    """`base` with what `asked` sets, where that is `free`; and a line for each setting that is not taken.
+
+    For training that starts from a checkpoint, `base`: what `asked` leaves at its default says nothing.
+    """
+    taken, notes = {}, []
+    for field in dataclasses.fields(base):  # type: ignore[arg-type]
+        name = field.name
+        value, own = getattr(asked, name), getattr(base, name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if value in (own, default):
+            continue
+        if name in free:
+            taken[name] = value
+        else:
+            notes.append(f"{name}={_plain(value)} is not taken, the checkpoint has {_plain(own)}")
+    return dataclasses.replace(base, **taken), notes  # type: ignore[type-var]
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -72,6 +72,7 @@ class Loss:
 
     total: Tensor  # () nats to be minimised: the sum over chosen tokens
     weight: int  # number of chosen tokens
+    structures: int
     sums: Tensor  # (n_parts,) float32, without gradient
     counts: Tensor  # (n_parts,) float32
 
@@ -236,7 +237,7 @@ class GPT(nn.Module):
             # Filled on the device: copying them there would make the host wait for all that it has asked of a GPU.
             denominators = [counts.new_full((1,), n) for n in (batch.n_structures, batch.n_tokens)]
             counts = torch.cat([*denominators, counts])
-        return Loss(total, len(batch.targets), sums, counts)
+        return Loss(total, len(batch.targets), batch.n_structures, sums, counts)
 
     @torch.no_grad()
     def log_likelihood(

@@ -63,6 +63,10 @@ coordinate the softmax ran over coordinates, and the logits of all other tokens 
 grammar, or what comes out does not parse.""",
     "full": """Trained with a softmax over the whole vocabulary, so it may be drawn from without the grammar; with it,
 every structure parses.""",
+    "constrained": """**Drawing belongs to the sampler's constraints.** The softmax ran over what grammar, symmetry and
+distances allow at each place; the logits of all other tokens mean nothing there. Draw with
+`bin/sample.py --constraints full`: the syntax alone, as the logits processor here has it, lets through tokens that were
+never trained against.""",
 }
 
 

@@ -107,6 +107,8 @@ class PropertyLoader(EpochLoader):
         small = samples.n_atoms[indices] <= config.max_atoms
         self.too_large, self.unlabelled = int((known & ~small).sum()), int((~known).sum())
         usable = np.asarray(indices)[known & small]
+        if not len(indices):
+            raise ValueError("a part of the data has no samples: training wants some in train and some in val")
         if not len(usable):
             raise ValueError(
                 f"none of {len(indices)} samples can be used: {self.unlabelled} have no label of "

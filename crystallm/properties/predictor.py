@@ -73,9 +73,13 @@ class Loss:
     """As train.trainer.LossLike."""
 
     total: Tensor
-    weight: int
+    structures: int
     sums: Tensor
     counts: Tensor
+
+    @property
+    def weight(self) -> int:
+        return self.structures
 
 
 class PropertyPredictor(nn.Module):

@@ -71,9 +71,13 @@ class Loss:
     """As train.trainer.LossLike: squared errors of unit noise, a mean for each crystal."""
 
     total: Tensor
-    weight: int
+    structures: int
     sums: Tensor
     counts: Tensor
+
+    @property
+    def weight(self) -> int:
+        return self.structures
 
 
 class CrystalDiffusionModel(nn.Module):

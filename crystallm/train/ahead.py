@@ -54,6 +54,7 @@ class BatchesAhead:
                         num_workers=self.workers,
                         collate_fn=_as_it_is,
                         prefetch_factor=AHEAD,
+                        generator=torch.Generator(),  # else it would draw from the one that dropout draws from
                     )
                 )
             batch = next(self._made)

@@ -30,7 +30,9 @@ class MetricsLog:
         kept = [] if resume_step is None else [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
-        self._run = _start_wandb(folder, wandb, wandb_project, config) if wandb != "off" else None
+        self._run = (
+            _start_wandb(folder, wandb, wandb_project, config, resume_step is not None) if wandb != "off" else None
+        )
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         row = {"step": step, "kind": kind, **{name: _rounded(value) for name, value in values.items()}}
@@ -61,7 +63,7 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
-def _start_wandb(folder: Path, mode: WandbMode, project: str, config: Mapping[str, Any] | None) -> Any:
+def _start_wandb(folder: Path, mode: WandbMode, project: str, config: Mapping[str, Any] | None, resumed: bool) -> Any:
     import wandb  # takes 0.9 s, and is not there for everybody
 
     id_file = folder / "wandb_id.txt"  # a resumed run goes on in the same W&B run
@@ -71,7 +73,7 @@ def _start_wandb(folder: Path, mode: WandbMode, project: str, config: Mapping[st
         mode="offline" if mode == "offline" else "online",
         dir=str(folder),
         config=dict(config or {}),
-        id=id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None,
+        id=id_file.read_text(encoding="utf-8").strip() if resumed and id_file.is_file() else None,
         resume="allow",
     )
     id_file.write_text(run.id, encoding="utf-8")

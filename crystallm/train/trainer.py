@@ -69,9 +69,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_minutes is None:
             raise ValueError("max_steps and max_minutes are both none: nothing would end the run")
-        for name in ("learning_rate", "eval_every", "save_every", "log_every", "accumulation_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        above = ("learning_rate", "eval_every", "save_every", "log_every", "accumulation_steps")
+        for name in (*above, "max_steps", "max_minutes", "patience", "threads"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("warmup_steps", "final_rate", "weight_decay", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 < self.decay_share <= 1:
@@ -84,7 +88,9 @@ class LossLike(Protocol):
     @property
     def total(self) -> Tensor: ...  # (), with gradient
     @property
-    def weight(self) -> float: ...  # structures in the batch: the gradient is that of the mean over them
+    def weight(self) -> float: ...  # what the gradient is divided by: structures, or the tokens that were chosen
+    @property
+    def structures(self) -> int: ...  # in the batch
     @property
     def sums(self) -> Tensor: ...  # (n_parts,)
     @property
@@ -177,6 +183,8 @@ class Trainer:
             progress = self.progress()
             if progress >= 1:
                 return "finished"
+            if config.patience is not None and self.evals_since_best >= config.patience:
+                return "early_stop"
             rate = config.learning_rate * rate_factor(
                 config.schedule, self.step, progress, config.warmup_steps, config.decay_share, config.final_rate
             )
@@ -189,8 +197,6 @@ class Trainer:
                 pause = time.perf_counter()
                 self._evaluate()
                 window.skip(time.perf_counter() - pause)
-                if config.patience is not None and self.evals_since_best >= config.patience:
-                    return "early_stop"
             if self.step % config.save_every == 0:
                 pause = time.perf_counter()
                 self.elapsed = self._now() - started
@@ -212,6 +218,7 @@ class Trainer:
         if not self.model.training:
             self.model.train()
         sums = counts = weight = None
+        structures = 0
         for batch in self.batches.take(self.config.accumulation_steps):
             with autocast(self.dtype, self.processes.device):
                 loss: LossLike = self.model.loss(batch.to(self.processes.device))  # type: ignore[operator]
@@ -219,13 +226,14 @@ class Trainer:
             sums = loss.sums if sums is None else sums + loss.sums
             counts = loss.counts if counts is None else counts + loss.counts
             weight = loss.weight if weight is None else weight + loss.weight
+            structures += loss.structures
         assert sums is not None and counts is not None and weight is not None
         fill_missing_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # Gradients of sums add up exactly over batches and processes; only then are they divided.
         # Filled where it is needed: a tensor copied from the host would make the host wait for the GPU at every step.
-        weight_sum = torch.full((1,), float(weight), device=sums.device)
-        self.processes.sum([*gradients, sums, counts, weight_sum])
+        weight_sum, n_structures = (torch.full((1,), float(n), device=sums.device) for n in (weight, structures))
+        self.processes.sum([*gradients, sums, counts, weight_sum, n_structures])
         scale = weight_sum.clamp(min=1).reciprocal()
         torch._foreach_mul_(gradients, scale[0])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
@@ -236,7 +244,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
-        return sums, counts, weight_sum[0], norm
+        return sums, counts, n_structures[0], norm
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -434,7 +442,8 @@ FREE_KEYS = {
     "resume",
     "out",
 }
-FREE_KEYS |= {"device", "dtype", "compile", "threads", "clock", "wandb", "wandb_project", "init_from"}
+FREE_KEYS |= {"device", "dtype", "compile", "threads", "workers", "clock", "wandb", "wandb_project", "init_from"}
+FREE_KEYS |= {"cache"}  # where what was read is kept
 FREE_KEYS |= {"error_factors"}  # of a predictor's targets: fitted after training
 
 

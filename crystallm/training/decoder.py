@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 
 import torch
 from torch import nn
 
-from crystallm.config import to_dict, to_yaml
+from crystallm.config import settings_from, to_dict, to_yaml
 from crystallm.model.batch import make_batch
-from crystallm.model.checkpoint import load_checkpoint, model_info
+from crystallm.model.checkpoint import load_checkpoint, load_weights, model_info
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.sample.along import constrained_choices
@@ -25,13 +25,15 @@ from crystallm.train.trainer import TrainConfig, Trainer
 from crystallm.version import __version__
 from tokenizer import CIFTokenizer
 
+TRAINED_BY = ("dropout", "loss", "soft_coordinate", "soft_length", "soft_angle", "slot_weights")  # no shapes
 CHECKS_NEED = ("pymatgen", "spglib", "moyopy")  # which training itself does not
 
 
 @dataclass(frozen=True)
 class RunConfig:
     out: str = "runs/train"
-    init_from: str | None = None  # checkpoint to start from (bundled: ours), with a new optimizer and warm-up
+    # Checkpoint to start from (bundled: ours), with a new optimizer and warm-up; its vocabulary and shape are taken
+    init_from: str | None = None
     vocabulary: str = "cif"
     validity_samples: int = 0  # samples drawn and checked at each evaluation, where pymatgen is installed
     data: DataConfig = field(default_factory=DataConfig)
@@ -44,9 +46,16 @@ def train_decoder(config: RunConfig) -> str:
     processes = start_processes(config.train.device, config.train.threads)
     torch.manual_seed(config.train.seed)
     provenance = {"crystallm": __version__, "torch": torch.__version__}
+    notes: list[str] = []
     if config.init_from:
         model, tokenizer, base = load_checkpoint(config.init_from)
         provenance["init_from"] = base["model_hash"]
+        settings, notes = settings_from(model.config, config.model, TRAINED_BY)
+        if settings != model.config:
+            weights = dict(model.named_parameters())
+            model = GPT(settings, token_spec(tokenizer, settings.loss))
+            load_weights(model, weights, config.init_from)
+        config = replace(config, model=settings)
     else:
         tokenizer = CIFTokenizer(config.vocabulary)
         model = GPT(config.model, token_spec(tokenizer, config.model.loss))
@@ -67,6 +76,7 @@ def train_decoder(config: RunConfig) -> str:
             print("validity_samples: left out, since pymatgen, spglib and moyopy are not all installed")
     if processes.is_first:
         print(to_yaml(config))
+        print("".join(f"init_from: model.{note}\n" for note in notes), end="")
         n_all = sum(p.numel() for p in model.parameters())
         print(f"parameters: {model.n_block_parameters:,} in blocks, {n_all:,} in all")
         for name, loader in (("train", batches), ("val", val_batches)):

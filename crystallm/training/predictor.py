@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crystallm.config import to_dict, to_yaml
+from crystallm.config import settings_from, to_dict, to_yaml
 from crystallm.properties.calibration import calibrated_targets
 from crystallm.properties.checkpoint import (
     PredictorConfig,
@@ -56,10 +56,16 @@ def train_predictor(config: PredictorRunConfig) -> str:
     places = {split: np.flatnonzero(splits == split) for split in SPLITS}
     chosen = {**places, "train": some_places(places["train"], config.data.max_train, config.train.seed)}
     provenance = {"crystallm": __version__, "torch": torch.__version__}
+    notes: list[str] = []
     if config.init_from:
         loaded, saved, base = load_predictor(config.init_from)
         model = single(loaded, "training")
-        config = replace(config, predictor=saved)
+        settings, notes = _settings(saved, config.predictor)
+        if settings != saved:
+            weights = model.state_dict()
+            model = build_predictor(settings, model.targets)
+            model.load_state_dict(weights)
+        config = replace(config, predictor=settings)
         provenance["init_from"] = base["model_hash"]
         if [target.name for target in model.targets] != list(names):
             raise ValueError(f"{config.init_from} predicts {[t.name for t in model.targets]}, data.targets are {names}")
@@ -81,8 +87,9 @@ def train_predictor(config: PredictorRunConfig) -> str:
         write_split_file(
             Path(config.out) / "split.csv.gz", {samples.ids[i]: str(splits[i]) for s in SPLITS for i in places[s]}
         )
-        _say(config, model, samples, rejected, {"train": train, "val": val}, places)
-    callbacks = [balance_callback(next(val.once()))] if len(model.encoders) > 1 else []
+        _say(config, notes, model, samples, rejected, {"train": train, "val": val}, places)
+    both = processes.is_first and len(model.encoders) > 1  # callbacks run on the first process
+    callbacks = [balance_callback(next(val.once()))] if both else []
     # Not made ahead: a frozen text encoder reads texts on its own device when batches are made.
     trainer = Trainer(model, train, val.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
@@ -90,6 +97,25 @@ def train_predictor(config: PredictorRunConfig) -> str:
         calibrate(Path(config.out), samples, val.indices)
     processes.close()
     return reason
+
+
+# What of a predictor's config is no shape
+TRAINED_BY = {
+    "structure": ("dropout",),
+    "text": ("cache",),
+    "head": ("dropout", "structure_weight", "text_weight", "modality_dropout"),
+}
+
+
+def _settings(saved: PredictorConfig, asked: PredictorConfig) -> tuple[PredictorConfig, list[str]]:
+    """As config.settings_from, of its sections"""
+    sections, notes = {}, []
+    for name, free in TRAINED_BY.items():
+        base, wanted = getattr(saved, name), getattr(asked, name)
+        if base is not None and wanted is not None:
+            sections[name], own = settings_from(base, wanted, free)
+            notes += [f"{name}.{note}" for note in own]
+    return replace(saved, **sections), notes
 
 
 def some_places(places: np.ndarray, number: int | None, seed: int) -> np.ndarray:
@@ -169,6 +195,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 
 def _say(
     config: PredictorRunConfig,
+    notes: Sequence[str],
     model: PropertyPredictor,
     samples: SampleSet,
     rejected: Sequence[Rejected],
@@ -176,6 +203,7 @@ def _say(
     places: Mapping[str, np.ndarray],
 ) -> None:
     print(to_yaml(config))
+    print("".join(f"init_from: predictor.{note}\n" for note in notes), end="")
     print(f"parameters: {sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
     print(f"{len(samples):,} labelled samples, {len(rejected):,} rejected; {_counted(places)}")
     for one in rejected[:5]:

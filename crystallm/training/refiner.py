@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from crystallm.config import to_dict, to_yaml
+from crystallm.config import settings_from, to_dict, to_yaml
 from crystallm.crystal import Crystal
 from crystallm.geometry import distance_violations, shortest_distance
 from crystallm.refine.batch import PackedCrystals
@@ -27,7 +27,7 @@ from crystallm.train.trainer import TrainConfig, Trainer
 from crystallm.version import __version__
 from tokenizer import CIFTokenizer
 
-CHECKS_NEED = ("pymatgen", "spglib", "moyopy")  # which training itself does not
+DRAWN = ("free_cell", "trained_sigmas_ang")  # of a model's config: what training draws, not the shape
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,13 @@ def train_refiner(config: RefinerRunConfig) -> str:
     processes = start_processes(config.train.device, config.train.threads)
     torch.manual_seed(config.train.seed)
     provenance = {"crystallm": __version__, "torch": torch.__version__}
+    notes: list[str] = []
     if config.init_from:
         model, base = load_refiner(config.init_from)
-        noise = {name: getattr(config.refiner, name) for name in ("free_cell", "trained_sigmas_ang")}
+        noise = {name: getattr(config.refiner, name) for name in DRAWN}
+        notes = settings_from(model.config, config.refiner, DRAWN)[1]
         model.config = replace(model.config, **noise)  # the shape and the schedule are those of the weights
+        config = replace(config, refiner=model.config)
         provenance["init_from"] = base["model_hash"]
     else:
         model = CrystalDiffusionModel(config.refiner)
@@ -79,6 +82,7 @@ def train_refiner(config: RefinerRunConfig) -> str:
     callbacks = [generation_callback(loaders["val"].first(config.test_structures))] if config.test_structures else []
     if processes.is_first:
         print(to_yaml(config))
+        print("".join(f"init_from: refiner.{note}\n" for note in notes), end="")
         print(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
     batches = made_ahead(loaders["train"], processes.device)
     trainer = Trainer(model, batches, loaders["val"].once, config.train, config.out, processes, info, callbacks)

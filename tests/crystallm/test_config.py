@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from crystallm.config import ConfigError, describe, from_dict, load_config, save_config, to_dict, to_yaml
+from crystallm.config import ConfigError, describe, from_dict, load_config, save_config, settings_from, to_dict, to_yaml
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,12 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert describe(Outer) in capsys.readouterr().out
     assert "train.wandb = online    off | online" in describe(Outer)
     assert "out (required)    Path" in describe(Outer)
+
+
+def test_what_a_checkpoint_settles_is_told_and_what_it_does_not_is_taken() -> None:
+    base = Inner(learning_rate=2e-3, patience=5, wandb="off")
+    asked = Inner(compile=False, patience=7, wandb="off")
+    settings, notes = settings_from(base, asked, free=("compile",))
+    assert settings == Inner(learning_rate=2e-3, compile=False, patience=5, wandb="off")
+    assert notes == ["patience=7 is not taken, the checkpoint has 5"]
+    assert settings_from(base, Inner(), ()) == (base, [])

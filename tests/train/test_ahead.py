@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from crystallm.train.ahead import BatchesAhead
 from crystallm.train.loader import Chosen, Conditions, DataConfig, ShardLoader, TokenShards
@@ -56,6 +57,16 @@ def test_a_run_goes_on_after_the_batches_it_has_used(folder: Path):
     stopped.state = {"epoch": 1, "batch": 0}  # what was made ahead of the jump is not used
     plain.state = {"epoch": 1, "batch": 0}
     assert keys(list(stopped.take(2))) == keys(list(plain.take(2)))
+
+
+def test_dropout_draws_the_same_with_and_without(folder: Path):
+    """The generator that a step seeds is the model's alone."""
+    ahead = BatchesAhead(loader(folder), 1)
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    list(ahead.take(1))
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_an_error_comes_back(folder: Path):

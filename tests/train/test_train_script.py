@@ -90,10 +90,12 @@ def test_two_processes_equal_one_with_the_same_global_batch(root: Path, shards: 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_other_models_weights(root: Path, shards: Path, tmp_path: Path):
     run(command(root, shards, tmp_path / "base", "train.max_steps=60", "train.eval_every=20"))
-    tuned = [f"init_from={tmp_path / 'base'}", "model.n_embd=64", "train.max_steps=10", "train.eval_every=5"]
-    run(command(root, shards, tmp_path / "tuned", *tuned))
+    tuned = [f"init_from={tmp_path / 'base'}", "model.n_embd=64", "model.dropout=0.2", "train.max_steps=10"]
+    printed = run(command(root, shards, tmp_path / "tuned", *tuned, "train.eval_every=5"))
     model, _, info = load_checkpoint(tmp_path / "tuned")
-    assert model.config.n_embd == 32  # the checkpoint's shape, not the one asked for
+    assert "init_from: model.n_embd=64 is not taken, the checkpoint has 32" in printed
+    assert model.config.n_embd == info["run"]["model"]["n_embd"] == 32
+    assert model.config.dropout == info["run"]["model"]["dropout"] == 0.2
     assert info["run"]["init_from"] == str(tmp_path / "base")
     assert curve(tmp_path / "tuned")[0][1] < 0.8 * curve(tmp_path / "base")[0][1]
 

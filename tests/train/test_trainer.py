@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -58,6 +59,7 @@ class Points:
 class SquaredError:
     total: Tensor
     weight: int
+    structures: int
     sums: Tensor
     counts: Tensor
 
@@ -76,7 +78,7 @@ class Line(nn.Module):
         error = ((batch.x @ self.slope * self.scale - batch.y) ** 2).sum()
         n = len(batch.x)
         sums = torch.stack([error.detach(), error.detach() * 0])
-        return SquaredError(error, n, sums, torch.tensor([float(n), 0.0]))
+        return SquaredError(error, n, n, sums, torch.tensor([float(n), 0.0]))
 
 
 class PointBatches:
@@ -210,6 +212,24 @@ def test_early_stopping_keeps_the_best(tmp_path: Path):
     trainer = line_trainer(tmp_path, replace(FAST, patience=2, max_steps=100), Worsening())
     assert trainer.fit() == "early_stop" and trainer.step == 15
     assert read_config(tmp_path / "best")["training"]["step"] == 5
+    again = line_trainer(tmp_path, replace(FAST, patience=2, max_steps=100), Worsening())
+    assert again.fit() == "early_stop" and again.step == 15, "the same command finds it ended"
+    more = line_trainer(tmp_path, replace(FAST, patience=3, max_steps=100), Worsening())
+    assert more.fit() == "early_stop" and more.step == 20
+
+
+@pytest.mark.parametrize(
+    ("wrong", "wanted"),
+    [
+        ({"max_steps": 0}, "above 0"), ({"max_steps": -5}, "above 0"), ({"max_minutes": 0.0}, "above 0"),
+        ({"patience": 0}, "above 0"), ({"threads": 0}, "above 0"), ({"learning_rate": math.nan}, "above 0"),
+        ({"grad_clip": -1.0}, "0 or more"), ({"warmup_steps": -10}, "0 or more"), ({"weight_decay": -0.1}, "0 or more"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_never_end_or_train_backwards_are_refused(wrong: dict[str, float], wanted: str):
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be {wanted}, got {value}"):
+        replace(FAST, **wrong)
 
 
 def test_patience_may_watch_another_metric(tmp_path: Path):
