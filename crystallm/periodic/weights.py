@@ -38,6 +38,8 @@ def load_weights(model: nn.Module, folder: Path) -> dict[str, str]:
     if odd := sorted(set(parameters) ^ set(tensors)):
         raise ValueError(f"{file}: {odd[0]} is {'missing' if odd[0] in parameters else 'unknown'} ({len(odd)} such)")
     for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(f"{file}: {name} is {tuple(tensors[name].shape)}, wanted {tuple(parameter.shape)}")
         parameter.copy_(tensors[name])
     return {"path": str(folder), "model_hash": hashlib.sha256(file.read_bytes()).hexdigest()}
 

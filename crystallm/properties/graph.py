@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crystallm.periodic.basis import N_SPECIES, Radial
 from crystallm.periodic.neighbours import Neighbours
+from crystallm.periodic.precision import exactly
 from crystallm.properties.encoding import Encoding
 from crystallm.properties.structure import AtomsEncoder, AtomsPart, Places, StructureConfig
 
@@ -35,7 +36,7 @@ class GraphEncoder(AtomsEncoder):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, part: AtomsPart) -> Encoding:
-        with torch.autocast(part.lattice.device.type, enabled=False):
+        with exactly(part.lattice.device):
             edges = Neighbours(part.lattice, part.n_atoms, self.config.cutoff_ang).edges(part.frac_coords)
             ends = torch.stack([edges.source, edges.target])  # (2, E): messages go from the first to the second
             radial = self.radial(edges.length)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from crystallm.crystal import Crystal
 from crystallm.periodic.basis import N_SPECIES, Radial
 from crystallm.periodic.neighbours import Edges, Neighbours
+from crystallm.periodic.precision import exactly
 from crystallm.periodic.shells import Shells
 from crystallm.properties.encoding import Encoder, Encoding
 
@@ -69,7 +70,7 @@ class AtomsPart:
         """Reckoned once for encoders of one cutoff and number of waves, as the members of an ensemble are."""
         kind = radial.cutoff_ang, len(radial.frequencies)
         if kind not in self.known:
-            with torch.autocast(self.lattice.device.type, enabled=False):  # places of atoms want all their digits
+            with exactly(self.lattice.device):
                 edges = Neighbours(self.lattice, self.n_atoms, radial.cutoff_ang).edges(self.frac_coords)
                 self.known[kind] = Surroundings(edges, self.n_atoms, radial)
         return self.known[kind]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,10 +38,6 @@ class CrystalBatch:
 
     def to(self, device: torch.device | str) -> CrystalBatch:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-    def exactly(self) -> AbstractContextManager[object]:
-        """In float32 whatever autocast says: places of atoms want all their digits."""
-        return torch.autocast(self.lattice.device.type, enabled=False)
 
     def mean(self, values: Tensor) -> Tensor:
         """(N, …) of the atoms -> (B, …) means of the crystals"""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from crystallm.periodic.basis import N_SPECIES, Radial
 from crystallm.periodic.neighbours import Edges
+from crystallm.periodic.precision import exactly
 from crystallm.periodic.shells import Shells
 from crystallm.refine.batch import CrystalBatch
 
@@ -55,7 +56,7 @@ class Denoiser(nn.Module):
         """sigma_ang (B,), cell_is_free (B,) bool -> the noise of coordinates and cell"""
         level = self.level(sinusoids(sigma_ang.log())) + self.flags(2 * batch.is_symmetric + cell_is_free.long())
         atoms = self.species(batch.atomic_numbers) + level[batch.crystal]  # (N, C)
-        with batch.exactly():
+        with exactly(batch.lattice.device):
             shells = Shells(edges, len(atoms))
             radial = self.radial(edges.length)  # (E, R)
         vectors: list[Tensor] = []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crystallm.crystal import Crystal, Floats
 from crystallm.periodic.neighbours import Neighbours
+from crystallm.periodic.precision import exactly
 from crystallm.refine.batch import CrystalBatch, at_once, make_batch
 from crystallm.refine.compositions import Lattices, Species, TrainingCells, start_crystals
 from crystallm.refine.denoiser import Denoiser, Noise
@@ -116,7 +117,7 @@ class CrystalDiffusionModel(nn.Module):
         return Neighbours(batch.lattice, batch.n_atoms, self.config.cutoff_ang)
 
     def predict(self, batch: CrystalBatch, sigma_ang: Tensor, cell_is_free: Tensor, near: Neighbours) -> Noise:
-        with batch.exactly():
+        with exactly(batch.lattice.device):
             edges = near.edges(batch.frac_coords)
         return self.denoiser(batch, edges, sigma_ang, cell_is_free)
 
@@ -132,7 +133,7 @@ class CrystalDiffusionModel(nn.Module):
         sigmas = torch.as_tensor(trained, dtype=torch.float32, device=device)
         sigma = sigmas[torch.randint(len(sigmas), (n,), generator=generator, device=device)]
         cell_is_free = torch.rand(n, generator=generator, device=device) < self.config.free_cell
-        with batch.exactly():
+        with exactly(batch.lattice.device):
             noise = draw_noise(batch, generator)
             noisy = add_noise(batch, noise, sigma, cell_is_free)
             near = self.neighbours(noisy)
