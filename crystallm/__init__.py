@@ -6,36 +6,55 @@ Importing this package imports no more than the version; a name is looked up whe
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystallm.version import __version__
 
-__all__ = ["CIFError", "CIFRecord", "Crystal", "__version__", "canonicalize", "generate"]
+__all__ = [
+    "CIFError",
+    "CIFRecord",
+    "Crystal",
+    "GenerateConfig",
+    "Generator",
+    "Predictor",
+    "__version__",
+    "canonicalize",
+    "generate",
+]
 
 if TYPE_CHECKING:
     from crystallm.cif import CIFError
     from crystallm.crystal import Crystal
+    from crystallm.properties.prediction import Predictor
     from crystallm.records import CIFRecord
-    from crystallm.sample.generate import generate
+    from crystallm.sample.generate import GenerateConfig, Generator, generate
 
 _MODULE_OF = {
     "CIFError": "crystallm.cif",
     "CIFRecord": "crystallm.records",
     "Crystal": "crystallm.crystal",
+    "GenerateConfig": "crystallm.sample.generate",
+    "Generator": "crystallm.sample.generate",
+    "Predictor": "crystallm.properties.prediction",
     "generate": "crystallm.sample.generate",
 }
 
 
-def canonicalize(cif_text: str) -> str:
-    """The text that the model reads: descriptions of one crystal give one text. CIFError says why there is none."""
-    from crystallm import asymmetric_unit, canonical, cif
+def canonicalize(cif: str | Path) -> str:
+    """The text that the model reads, of a CIF's text or, given a Path, of the file.
 
-    crystal, _ = cif.parse_cif(cif_text)
+    All descriptions of one crystal give one text. CIFError says why there is none.
+    """
+    from crystallm import asymmetric_unit, canonical
+    from crystallm.cif import CIFError, parse_cif
+
+    crystal, _ = parse_cif(cif.read_bytes() if isinstance(cif, Path) else cif)
     try:
         return canonical.canonicalize(crystal).to_text()
     except asymmetric_unit.CanonicalError as err:
         reason = "bad_cell" if err.reason == "not_representable" else "bad_symmetry"
-        raise cif.CIFError(reason, str(err)) from err
+        raise CIFError(reason, str(err)) from err
 
 
 def __getattr__(name: str) -> Any:

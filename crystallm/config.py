@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from crystallm.resources import own_file
+
 T = TypeVar("T")
 TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null", "~", ""}
 
@@ -109,7 +111,7 @@ def save_config(config: Any, path: str | Path) -> None:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The file's mapping with every scalar as text."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = own_file(path).read_text(encoding="utf-8")
     except OSError as err:
         raise ConfigError(f"{path}: cannot read this config ({err.strerror}); options are written key=value") from err
     try:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from crystallm.output import check_output_folder
-from crystallm.resources import resource_path
+from crystallm.resources import own_file, resource_path
 
 PREFIX = "hf:"
 BUNDLED, BUNDLED_FOLDER = "bundled", "resources/model"
@@ -24,12 +24,12 @@ KINDS = ("vocabulary_hash", "refiner", "predictor")  # each in the config.json o
 def resolve_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder: `path` itself, its best/ or last/, its crystallm/ (bin/export_hf.py); or hf:org/name.
 
-    "bundled" is the model that comes with crystallm; a folder of that name is ./bundled. A file, such as CrystaLLM's
-    ckpt.pt, is a checkpoint by itself.
+    "bundled" is the model that comes with crystallm; a folder of that name is ./bundled. "resources/refiner" and the
+    like are the project's own, unless there are such here. A file, such as CrystaLLM's ckpt.pt, is a checkpoint.
     """
     if str(path) == BUNDLED:
         return resource_path(BUNDLED_FOLDER)
-    root = download_model(str(path)) if str(path).startswith(PREFIX) else Path(path)
+    root = download_model(str(path)) if str(path).startswith(PREFIX) else own_file(path)
     if root.is_file():
         return root
     for folder in (root / "crystallm", root, root / "best", root / "best.old", root / "last", root / "last.old"):

@@ -53,6 +53,21 @@ class CIFRecord:
     text: str = ""  # canonical text, as the model reads or wrote it
     provenance: dict[str, Any] = field(default_factory=dict)  # plain data: model hash, seed, settings, version, source
 
+    @classmethod
+    def of(cls, structure: Structure | Atoms | Crystal, id: str = "structure") -> CIFRecord:
+        """Of pymatgen's Structure, ASE's Atoms or a Crystal: every atom listed, no symmetry claimed.
+
+        CIFError for disorder, vacancies and what is not periodic in three directions.
+        """
+        from crystallm.cif_write import write_cif
+        from crystallm.interop import from_atoms, from_structure
+
+        if isinstance(structure, Crystal):
+            crystal = structure
+        else:
+            crystal = from_structure(structure) if hasattr(structure, "lattice") else from_atoms(structure)
+        return cls(id, write_cif(crystal), crystal=crystal)
+
     @property
     def structure(self) -> Structure:
         """As pymatgen's Structure. CIFError where the record describes no crystal."""

@@ -17,6 +17,15 @@ def project_root() -> Path:
     return bundled if bundled.is_dir() else PACKAGE.parent
 
 
+def own_file(path: str | Path) -> Path:
+    """The path as it is; where nothing is there, the project's own file of that name: "config/finetune.yaml"."""
+    given = Path(path)
+    if given.exists() or given.is_absolute() or given.parts[:1] not in (("config",), ("resources",)):
+        return given
+    own = project_root() / given
+    return own if own.exists() else given
+
+
 def resource_path(name: str | Path) -> Path:
     """`resource_path("resources/demo/demo.csv")`: a file or folder of this project, wherever it is installed."""
     root = project_root()

@@ -24,7 +24,10 @@ LAYERS = {
     5: ["bin", "config", "resources", "tests", "setup"],
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
-LAZY_NAMES = {"generate": "crystallm.sample"}  # crystallm/__init__.py hands these on from higher layers
+LAZY_NAMES = {  # crystallm/__init__.py hands these on from higher layers
+    **dict.fromkeys(("generate", "Generator", "GenerateConfig"), "crystallm.sample"),
+    "Predictor": "crystallm.properties",
+}
 
 # Third-party packages: the only ones a folder may use, and ones it may not.
 ONLY = {

@@ -63,7 +63,8 @@ def test_lazy_names() -> None:
     from crystallm.records import CIFRecord
 
     assert (crystallm.CIFError, crystallm.Crystal, crystallm.CIFRecord) == (CIFError, Crystal, CIFRecord)
-    assert callable(crystallm.generate)
+    assert callable(crystallm.generate) and crystallm.Generator.load and crystallm.Predictor.load
+    assert crystallm.GenerateConfig(num=2).num == 2
     assert set(crystallm.__all__) <= set(dir(crystallm))
     with pytest.raises(AttributeError, match=r"no attribute 'generate_all'; it has CIFError, CIFRecord"):
         crystallm.generate_all  # noqa: B018

@@ -114,7 +114,9 @@ def find_file(name: str, split: str, data: str | None) -> Path:
     for candidate in candidates:
         if (path := Path(data) / candidate).is_file():
             return path
-    raise FileNotFoundError(f"{data}: none of {', '.join(candidates)}; bin/download_data.py cdvae writes such files")
+    raise FileNotFoundError(
+        f"{data}: none of {', '.join(candidates)}; bin/download_data.py cdvae writes perov_5, carbon_24 and mp_20"
+    )
 
 
 def _read_table(path: Path, split: str, is_named: bool) -> tuple[pd.DataFrame, list[str]]:

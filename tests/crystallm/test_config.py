@@ -8,7 +8,18 @@ from typing import Literal
 
 import pytest
 
-from crystallm.config import ConfigError, describe, from_dict, load_config, save_config, settings_from, to_dict, to_yaml
+from crystallm.config import (
+    ConfigError,
+    describe,
+    from_dict,
+    load_config,
+    read_yaml,
+    save_config,
+    settings_from,
+    to_dict,
+    to_yaml,
+)
+from crystallm.hub import resolve_checkpoint
 
 
 @dataclass(frozen=True)
@@ -126,3 +137,14 @@ def test_what_a_checkpoint_settles_is_told_and_what_it_does_not_is_taken() -> No
     assert settings == Inner(learning_rate=2e-3, compile=False, patience=5, wandb="off")
     assert notes == ["patience=7 is not taken, the checkpoint has 5"]
     assert settings_from(base, Inner(), ()) == (base, [])
+
+
+def test_the_projects_own_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml("config/finetune.yaml")["init_from"] == "bundled"
+    assert resolve_checkpoint("resources/refiner").is_dir()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/finetune.yaml").write_text("out: mine\n")
+    assert read_yaml("config/finetune.yaml") == {"out": "mine"}, "a file that is there comes first"
+    with pytest.raises(ConfigError, match=r"config/nothing\.yaml: cannot read this config"):
+        read_yaml("config/nothing.yaml")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crystallm import canonicalize
 from crystallm.cif import CIFError, parse_cif, write_cif
 from crystallm.records import CIFRecord, read_records, write_records
 
@@ -314,3 +315,15 @@ def test_defaults_are_not_shared():
     first, second = CIFRecord("a", ""), CIFRecord("b", "")
     first.scores["x"] = 1.0
     assert second.scores == {}
+
+
+def test_a_record_of_a_structure_or_atoms_at_hand(root: Path) -> None:
+    ase_atoms = pytest.importorskip("ase", reason="ASE is not installed").Atoms
+    file = root / "tests/cifs/rutile.cif"
+    plain = CIFRecord("a", file.read_text())
+    assert canonicalize(file) == canonicalize(plain.cif)
+    for structure in (plain.structure, plain.atoms, parse_cif(plain.cif)[0]):
+        record = CIFRecord.of(structure, "mine")
+        assert record.id == "mine" and canonicalize(record.cif) == canonicalize(plain.cif)
+    with pytest.raises(CIFError, match="periodic in three directions"):
+        CIFRecord.of(ase_atoms("Na", cell=[3, 3, 3]))
