@@ -45,8 +45,9 @@ def refine_records(
     """Each record in order: refined, or as it was where it has no crystal.
 
     A refined one has a new `cif` and `text`, how far its atoms moved (root mean square, Å) in `scores`, and the
-    settings in its provenance; what checks said before is forgotten, and they are not run here. Its space group is the
-    one that its text stated, or that was found where there was no text.
+    settings in its provenance; what checks said before is forgotten, and they are not run here. The space group that
+    its text states is kept. A CIF without such a text keeps the group found in its atoms, and where these have moved to
+    more symmetric places gets the group found then: provenance["refined"] has the one before.
     """
     window: list[CIFRecord] = []
     for record in records:
@@ -109,6 +110,14 @@ def _batches(units: Sequence[UnitCrystal]) -> Iterator[list[int]]:
 
 
 def _refined(record: CIFRecord, unit: AsymmetricUnit, moved_ang: float, about: dict[str, Any]) -> CIFRecord:
+    found: AsymmetricUnit | CanonicalError
+    try:
+        found = canonicalize(unit.to_crystal())
+    except CanonicalError as err:
+        found = err
+    before = unit.group.symbol
+    if not record.text and isinstance(found, AsymmetricUnit) and found.group.symbol != before:
+        unit, about = found, about | {"space_group_before": before}
     provenance = record.provenance | {"refined": about}
     changed = replace(
         record,
@@ -120,7 +129,6 @@ def _refined(record: CIFRecord, unit: AsymmetricUnit, moved_ang: float, about: d
         rejected_by=None,
         reason="",
     )
-    try:
-        return replace(changed, text=canonicalize(unit.to_crystal()).to_text())
-    except CanonicalError as err:
-        return replace(changed, text="", rejected_by=err.reason, reason=f"after refinement: {err}")
+    if isinstance(found, AsymmetricUnit):
+        return replace(changed, text=found.to_text())
+    return replace(changed, text="", rejected_by=found.reason, reason=f"after refinement: {found}")

@@ -126,9 +126,8 @@ class Tally:
         self.asked = {name: value for name, value in (asked or {}).items() if computed(name) is not None}
         self.obtained: dict[str, array[float]] = {name: array("d") for name in self.asked}
         self.n_restarts = 0
-        # taken | mended (of the taken, rejected before) | failed (kept as it was)
-        self.refined = Counter[str]()
-        self.rejections = Rejections()
+        self.refined = Counter[str]()  # taken | mended (of the taken, rejected before)
+        self.rejections, self.not_taken = Rejections(), Rejections()  # the latter: kept as they were, not refined
         collections.deque(self.through(records), maxlen=0)
 
     def add(self, record: CIFRecord) -> None:
@@ -142,8 +141,11 @@ class Tally:
                 assert scorer is not None
                 values.extend(scorer.function([record]))
         if refined := record.provenance.get("refined"):
-            self.refined["failed" if "failed" in refined else "taken"] += 1
             self.refined["mended"] += "mended" in refined
+            if failed := refined.get("failed"):
+                self.not_taken.add(record.id, *failed.split(": ", 1))
+            else:
+                self.refined["taken"] += 1
 
     def through(self, records: Iterable[CIFRecord]) -> Iterator[CIFRecord]:
         for record in records:
@@ -158,10 +160,11 @@ class Tally:
         """`kept 7 of 8`, and a line for each reason, with its first case."""
         again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
         lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}", *self.rejections.lines()]
-        if self.refined.total():
+        n_failed = self.not_taken.counts.total()
+        if self.refined["taken"] or n_failed:
             mended = f" ({self.refined['mended']} of them rejected before)" if self.refined["mended"] else ""
-            failed = f"; {self.refined['failed']} kept as they were, since the refined crystal failed a check"
-            lines.append(f"refined {self.refined['taken']}{mended}{failed if self.refined['failed'] else ''}")
+            failed = f"; {n_failed} kept as they were, since the refined crystal failed a check:" if n_failed else ""
+            lines += [f"refined {self.refined['taken']}{mended}{failed}", *self.not_taken.lines()]
         return "\n".join(lines)
 
     def obtained_summary(self) -> str:

@@ -5,6 +5,7 @@ import json
 import runpy
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from crystallm import canonicalize
 from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.checks.filter import FilterConfig, run_filter
+from crystallm.cif import parse_cif
 from crystallm.cif_write import write_cif
 from crystallm.config import to_dict
 from crystallm.crystal import Crystal
@@ -21,7 +24,7 @@ from crystallm.records import CIFRecord, read_records, write_records
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
 from crystallm.sample.generate import generate
-from crystallm.sample.refined import refine_checked
+from crystallm.sample.refined import load, refine_checked
 from crystallm.sample.report import Tally
 
 RUTILE = """data_TiO2
@@ -103,7 +106,8 @@ def test_what_gets_worse_stays_and_what_gets_better_is_taken():
     (taken,) = refine_checked(good, Towards(0.311), RefineConfig(), checks)
     assert Tally([kept, mended, taken]).summary() == (
         "kept 3 of 3\nrefined 2 (1 of them rejected before); "
-        "1 kept as they were, since the refined crystal failed a check"
+        "1 kept as they were, since the refined crystal failed a check:\n"
+        f"  1 {kept.provenance['refined']['failed']} ({kept.id})"
     )
 
 
@@ -112,6 +116,24 @@ def test_a_real_network_keeps_the_group():
     model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
     (out,) = refine_records([record()], model, RefineConfig(0.3, num_steps=4))
     assert out.text != RUTILE and out.structure.get_space_group_info()[1] == 136
+
+
+def test_a_shaken_crystal_of_ones_own_gets_the_group_that_it_comes_back_to(root: Path):
+    """A text's group was asked for, so it stays; a CIF that lists all its atoms asks for none."""
+    model, _ = load(device="cpu")
+    ideal = CIFRecord("rutile", (root / "tests/cifs/rutile.cif").read_text())
+    crystal = parse_cif(ideal.cif)[0]
+    shift = np.random.default_rng(0).normal(size=crystal.frac_coords.shape) * 0.09 @ np.linalg.inv(crystal.lattice)
+    shaken = CIFRecord.of(Crystal(crystal.lattice, crystal.frac_coords + shift, crystal.atomic_numbers), "shaken")
+    checks = FilterConfig("default")
+    checked, _ = run_filter([shaken], checks)
+    (back,) = refine_checked(checked, model, RefineConfig(), checks)
+    assert back.rejected_by is None and back.provenance["refined"]["space_group_before"] == "P1"
+    assert "H-M P4_2/mnm" in back.text and back.structure.get_space_group_info()[1] == 136
+    texts = replace(shaken, cif="", text=canonicalize(shaken.cif))
+    checked, _ = run_filter([replace(texts, cif=shaken.cif)], checks)
+    (kept,) = refine_checked(checked, model, RefineConfig(), checks)
+    assert kept.provenance["refined"]["failed"].startswith("space_group: P1 (1) is stated, P4_2/mnm (136) is found")
 
 
 @pytest.fixture
