@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -127,7 +128,8 @@ def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
 def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord]:
     """A record for each data block, or the one that write_records wrote, with all that its comment lines say of it."""
     if text.startswith("# crystallm.record.id "):
-        yield record_of_text(record_id, text)
+        record = record_of_text(record_id, text)
+        yield replace(record, id=printable(str(record.id)))
         return
     blocks = [(record_id, text)]
     if len(re.findall(r"^[ \t]*data_", text, flags=re.IGNORECASE | re.MULTILINE)) > 1:
