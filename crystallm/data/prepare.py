@@ -2,7 +2,8 @@
 
     clean   text → canonical text, in parallel; each chunk of rows becomes a file in the work folder, whole or not at all
     dedup   duplicates by bucket of formulas; each bucket's result is a file in the work folder
-    write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json
+    write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json; a property that the
+            structure kept has no value of is taken from its duplicates
 
 The work folder is OUT/.crystallm_work. Run again with the same sources and options, it goes on where it stopped.
 kept + rejected by reason = read, asserted.
@@ -201,7 +202,7 @@ def _why_unlabelled(config: PrepareConfig, names: Sequence[str]) -> dict[str, st
     for name in names:
         columns = [column for column, target in config.properties.items() if target == name]
         if found := [column for column in columns if column in there]:
-            reasons[name] = f"no number in column {', '.join(map(repr, found))}"
+            reasons[name] = f"no structure kept has a number in column {', '.join(map(repr, found))}"
         else:
             have = f"there are {', '.join(map(repr, there))}" if there else "there is no table"
             reasons[name] = f"no column {' or '.join(map(repr, columns))}; {have}"
@@ -400,6 +401,7 @@ def _write_result(
     kept_schema = pa.schema([f for f in _clean_schema(config) if f.name not in ("rejected_by", "reason")])
     rejected_schema = pa.schema([(name, COLUMNS[name]) for name in ("id", "source", "rejected_by", "reason")])
     rejections, labels = Rejections(), dict.fromkeys(config.properties.values(), 0)
+    known = _values_of_duplicates(chunks, duplicates, list(labels))
     splits: dict[str, ShardWriter] = {}
     n_read = n_kept = 0
     with (
@@ -410,6 +412,7 @@ def _write_result(
         for chunk in tqdm(chunks, desc="write", disable=not show_progress):
             table = pq.read_table(chunk)
             i, j = np.searchsorted(duplicate_rows, [n_read, n_read + table.num_rows])
+            table = _fill(table, {row: known[n_read + row] for row in range(table.num_rows) if n_read + row in known})
             table = _mark_duplicates(table, duplicate_rows[i:j] - n_read, duplicates["kept_id"][i:j].to_pylist())
             n_read += table.num_rows
             is_kept = pc.is_null(table["rejected_by"])
@@ -440,6 +443,34 @@ def _write_result(
         "examples": rejections.examples,
         "labels": labels,
     }
+
+
+def _values_of_duplicates(
+    chunks: Sequence[Path], duplicates: pa.Table, names: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """By row that is kept: the values that its duplicates have, of each property the first in order."""
+    rows, kept_rows = duplicates["row"].to_numpy(), duplicates["kept_row"].to_numpy()
+    found: dict[int, dict[str, float]] = {}
+    first = 0
+    for chunk in chunks if len(rows) else ():
+        table = pq.read_table(chunk, columns=list(names))
+        i, j = np.searchsorted(rows, [first, first + table.num_rows])
+        for kept_row, values in zip(kept_rows[i:j].tolist(), table.take(rows[i:j] - first).to_pylist(), strict=True):
+            there = {name: value for name, value in values.items() if value is not None}
+            if there:
+                found[kept_row] = there | found.get(kept_row, {})
+        first += table.num_rows
+    return found
+
+
+def _fill(table: pa.Table, values: Mapping[int, Mapping[str, float]]) -> pa.Table:
+    """With these values, by row and name, where the table has none."""
+    for name in {name: None for there in values.values() for name in there}:
+        column = table[name].to_pylist()
+        for row, there in values.items():
+            column[row] = there.get(name) if column[row] is None else column[row]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, pa.float64()))
+    return table
 
 
 def _mark_duplicates(table: pa.Table, rows: np.ndarray, kept_ids: Sequence[str]) -> pa.Table:

@@ -168,6 +168,26 @@ def test_chains_of_duplicates_name_one_that_was_kept(tmp_path, rock_salt, caesiu
     assert rejected(tmp_path / "out") == {"b": ("duplicate", "a"), "c": ("duplicate", "a")}
 
 
+def test_a_value_of_a_duplicate_is_not_lost(tmp_path, rock_salt):
+    """Rows in two chunks: an equal text and a matching structure, each with what the first lacks."""
+    table = {
+        "id": ["a", "b", "c", "d"],
+        "cif": [rock_salt(), rock_salt("K"), rock_salt(), rock_salt(a=5.65)],
+        "band_gap": [None, None, 5.0, 6.0],
+        "e_above_hull": [0.1, None, 0.2, 0.3],
+        "formation_energy_per_atom": [None, None, None, -2.0],
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    result = run(tmp_path / "t.parquet", tmp_path / "out", chunk_rows=2, required=("band_gap_ev",))
+    first, other = kept(tmp_path / "out")
+    names = ("id", "band_gap_ev", "e_above_hull_ev_per_atom", "formation_energy_ev_per_atom")
+    assert [first[name] for name in names] == ["a", 5.0, 0.1, -2.0]
+    assert [other[name] for name in names] == ["b", None, None, None]
+    assert result.failure is None and result.labels["band_gap_ev"] == 1
+    run(tmp_path / "t.parquet", tmp_path / "all", keep_duplicates=True)
+    assert [row["band_gap_ev"] for row in kept(tmp_path / "all")] == [None, None, 5.0, 6.0]
+
+
 def test_only_texts_without_matching(corpus, tmp_path):
     assert run(corpus, tmp_path / "out", match_structures=False).rejected_by["duplicate"] == 1
 
@@ -200,7 +220,7 @@ def test_a_property_without_any_value_is_told_with_the_columns_there_are(corpus,
     lines = str(result).splitlines()
     there = "there are 'material_id', 'cif', 'band_gap'"
     assert f"foo_bar: 0 of 56 have a value; no column 'nonexistent'; {there}" in lines
-    assert "words: 0 of 56 have a value; no number in column 'material_id'" in lines
+    assert "words: 0 of 56 have a value; no structure kept has a number in column 'material_id'" in lines
     assert "gap_ev: 28 of 56 have a value" in lines
     assert result.failure == "no structure has a value of foo_bar, words"
     again = run(corpus, tmp_path / "out", properties=columns)  # nothing is required, so nothing is wrong
