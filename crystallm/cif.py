@@ -16,8 +16,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, is_canonical
 from crystallm.cif_symmetry import (
-    HALL_TAGS,
     METRIC_TOLERANCE,
     NUMBER_TAGS,
     SITE_TOLERANCE_ANG,
@@ -48,7 +48,7 @@ from crystallm.cif_text import (
     unquote,
 )
 from crystallm.cif_write import read_provenance, write_cif
-from crystallm.crystal import Crystal, lattice_from_parameters, reduce_composition
+from crystallm.crystal import Crystal, lattice_from_parameters
 from tokenizer.elements import ATOMIC_NUMBERS, SYMBOLS
 
 __all__ = [
@@ -80,11 +80,8 @@ class CIFHeader:
     block: str = ""
     formula_sum: dict[str, float] | None = None
     formula_units: int | None = None
-    volume_ang3: float | None = None
     space_group_symbol: str | None = None  # as spelled in the file
     space_group_number: int | None = None
-    hall_symbol: str | None = None
-    cell: tuple[float, ...] | None = None  # Å and degrees
     site_labels: tuple[str, ...] = ()  # the sites as listed, before expansion
     site_letters: tuple[str, ...] | None = None
     site_multiplicities: tuple[int, ...] | None = None  # stated
@@ -93,14 +90,6 @@ class CIFHeader:
     n_operators: int = 1
     is_canonical: bool = False
     properties: dict[str, float] = field(default_factory=dict)  # condition lines of a canonical text
-
-    @property
-    def reduced_composition(self) -> dict[str, int] | None:
-        """Of the formula sum: files write it for the formula unit, or, as pymatgen does, for the cell."""
-        counts = self.formula_sum or {}
-        if not counts or any(n < 1 or n != int(n) or symbol not in ATOMIC_NUMBERS for symbol, n in counts.items()):
-            return None
-        return reduce_composition({symbol: int(n) for symbol, n in counts.items()})[0]
 
 
 def parse_cif(text: str | bytes, block: str | None = None) -> tuple[Crystal, CIFHeader]:
@@ -118,14 +107,7 @@ def parse_cif(text: str | bytes, block: str | None = None) -> tuple[Crystal, CIF
         raise CIFError(err.reason, f"block {name!r}: {err.message}") from None
 
 
-def is_canonical(text: str) -> bool:
-    """Whether this is a text of the language model, which only its own rules expand."""
-    return "\n_crystallm_primitive_formula_units" in text and "_atom_site_Wyckoff_symbol" in text and "_xyz" not in text
-
-
 def _parse_canonical(text: str) -> tuple[Crystal, CIFHeader]:
-    from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError  # a table that other CIFs do without
-
     try:
         unit = AsymmetricUnit.from_text(text)
         crystal = unit.to_crystal()
@@ -141,7 +123,6 @@ def _parse_canonical(text: str) -> tuple[Crystal, CIFHeader]:
         formula_units=formula_units,
         space_group_symbol=group.symbol,
         space_group_number=group.number,
-        cell=tuple(unit.cell),
         site_labels=tuple(site.symbol for site in unit.sites),
         site_letters=tuple(site.letter for site in unit.sites),
         site_multiplicities=multiplicities,
@@ -205,11 +186,8 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         block=name,
         formula_sum=formula_sum,
         formula_units=formula_units[0] if formula_units else None,
-        volume_ang3=_volume(table),
         space_group_symbol=string_value(table, *SYMBOL_TAGS),
         space_group_number=numbers[0] if numbers else None,
-        hall_symbol=string_value(table, *HALL_TAGS),
-        cell=cell,
         site_labels=tuple(labels),
         site_letters=tuple(letters) if letters else None,
         site_multiplicities=tuple(multiplicities) if multiplicities else None,
@@ -228,13 +206,6 @@ def _compositions(formula_sum: dict[str, float] | None, formula_units: int | Non
     if all(n % formula_units == 0 for n in formula_sum.values()):
         compositions.append(formula_sum)
     return compositions
-
-
-def _volume(table: Table) -> float | None:
-    try:
-        return number(table["_cell_volume"][0])
-    except (KeyError, ValueError):
-        return None
 
 
 def _cell(table: Table) -> tuple[float, ...]:

@@ -31,7 +31,7 @@ from crystallm.cif import (
     write_cif,
 )
 from crystallm.cif_write import full_symbol
-from crystallm.crystal import Crystal, reduce_composition
+from crystallm.crystal import Crystal, reduce_composition, same_proportions
 from crystallm.interop import from_atoms, from_structure, to_structure
 from crystallm.space_groups import space_group
 
@@ -130,7 +130,7 @@ def test_known_crystals(name):
     assert crystal.n_atoms == n_atoms
     assert crystal.density_g_per_cm3 == pytest.approx(density, rel=0.005)
     assert shortest_distance(crystal) == pytest.approx(bond, abs=0.005)
-    assert header.reduced_composition == reduce_composition(crystal.composition)[0]
+    assert same_proportions(header.formula_sum, crystal.composition)
     assert header.formula_units == crystal.formula_units
 
 
@@ -160,12 +160,10 @@ def test_enantiomorphic_groups_are_two():
 
 
 def test_header_states_what_the_file_says():
-    crystal, header = parse_cif(text_of("hematite"))
+    _, header = parse_cif(text_of("hematite"))
     assert header.block == "15840-ICSD"
     assert header.formula_sum == {"Fe": 2, "O": 3}
-    assert (header.space_group_symbol, header.space_group_number, header.hall_symbol) == ("R -3 c H", 167, None)
-    assert header.cell == (5.038, 5.038, 13.772, 90, 90, 120)
-    assert header.volume_ang3 == pytest.approx(crystal.volume_ang3, rel=1e-3)
+    assert (header.space_group_symbol, header.space_group_number) == ("R -3 c H", 167)
     assert header.site_labels == ("Fe1", "O1")
     assert header.site_letters == ("c", "e")
     assert header.site_multiplicities == header.found_multiplicities == (12, 18)
@@ -392,6 +390,7 @@ def zirconia(coordinates: str, more: str = "") -> str:
     return f"data_I{head}{more}\nloop_\n_atom_site_label\n{tags}{coordinates}\n"
 
 
+@pytest.mark.filterwarnings("ignore:crystal system")
 def test_cartesian_axes_are_those_of_other_programs():
     """a along x, b in the xy plane; with pymatgen's axes the fractions would be others."""
     text = zirconia("Zr1 1.24 0.206 1.094").replace("P2(1)/c", "P 21/c").replace("99.230(1)", "99.2")
@@ -625,9 +624,9 @@ def test_full_cif_of_every_group_is_one_crystal_to_all(number):
     crystal, header = parse_cif(text)
     assert_same_atoms(crystal, want)
     assert header.found_multiplicities == header.site_multiplicities == unit.multiplicities
-    assert header.reduced_composition == dict(unit.formula)
+    assert same_proportions(header.formula_sum, dict(unit.formula))
     assert header.formula_units == want.formula_units
-    assert header.volume_ang3 == pytest.approx(want.volume_ang3)
+    assert float(text.split("_cell_volume ")[1].split()[0]) == pytest.approx(want.volume_ang3)
     # gemmi reads the symbol, too: it names the setting in which the operators are written
     named = gemmi.find_spacegroup_by_name(header.space_group_symbol)
     listed = gemmi.cif.read_string(text).sole_block().find_values("_symmetry_equiv_pos_as_xyz")
@@ -684,7 +683,7 @@ def test_plain_crystals_round_trip(cell, atoms):
     delta = again.frac_coords - crystal.frac_coords
     assert np.abs(delta - np.rint(delta)).max() < 1e-8
     assert header.space_group_number == 1
-    assert header.reduced_composition == reduce_composition(crystal.composition)[0]
+    assert same_proportions(header.formula_sum, crystal.composition)
 
 
 def test_a_left_handed_basis_is_no_mirror_image():
