@@ -142,6 +142,8 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         raise CIFError("bad_cell", str(err)) from None
     formula_sum = _formula_sum(string_value(table, "_chemical_formula_sum"))
     labels, elements = _elements(table, formula_sum)
+    if len(labels) > MAX_ATOMS:
+        raise CIFError("too_large", f"{len(labels):,} sites, at most {MAX_ATOMS:,} atoms are read")
     frac_coords = _coordinates(table, lattice, labels)
     kept = _check_sites(table, labels, elements, frac_coords)
     letters = _site_values(table, len(labels), "_atom_site_wyckoff_symbol", "_atom_site_wyckoff_label")
@@ -152,8 +154,6 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         multiplicities = multiplicities and [multiplicities[i] for i in kept]
     formula_units = integers(table, "_cell_formula_units_z")
     atomic_numbers = np.array(elements)
-    if len(labels) > MAX_ATOMS:
-        raise CIFError("too_large", f"{len(labels):,} sites, at most {MAX_ATOMS:,} atoms are read")
     stated = stated_settings(table)
     # At least this many atoms, as a site's symmetry has 48 operations at most; no memory is taken for more.
     settings = [s for s in stated if len(labels) * s.n <= _MAX_SITE_SYMMETRY * MAX_ATOMS]

@@ -14,6 +14,7 @@ from crystallm.crystal import Crystal, same_proportions
 from crystallm.interop import to_structure
 from crystallm.records import CIFRecord
 from tokenizer import CIFTokenizer, Grammar, GrammarError
+from tokenizer.elements import ATOMIC_NUMBERS
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -95,8 +96,12 @@ def clean_record(record: CIFRecord, options: CleanOptions) -> CleanRecord:
 
 
 def _check_formula(stated: Mapping[str, float] | None, crystal: Crystal) -> None:
-    """Atoms without coordinates, hydrogens mostly, and atoms put in the wrong places show in the formula."""
-    if stated and not same_proportions(stated, crystal.composition):
+    """Atoms without coordinates, hydrogens mostly, and atoms put in the wrong places show in the formula.
+
+    What is no formula of elements, "NACL", tells nothing.
+    """
+    stated = {symbol: count for symbol, count in (stated or {}).items() if count}
+    if stated and stated.keys() <= ATOMIC_NUMBERS.keys() and not same_proportions(stated, crystal.composition):
         formula = " ".join(f"{symbol}{count:g}" for symbol, count in stated.items())
         raise _Rejected("formula", f"the formula stated is {formula}, the sites hold {crystal.reduced_formula}")
 

@@ -280,21 +280,26 @@ def _exclude(config: PrepareConfig, work: Path, show_progress: bool) -> list[str
     """Writes the formulas of the excluded sources; says what of them could not be read."""
     file = work / "excluded.json"
     if not file.exists():
-        formulas, unread = set[str](), 0
-        bar = tqdm(desc="exclude", total=count_rows(config.exclude), disable=not (show_progress and config.exclude))
-        for path in config.exclude:
-            n_found = 0
-            rows = _whole_source(path, config.cif_column)
-            for formula in map_processes(formula_of, rows, config.workers, 64, timeout_s=ITEM_TIMEOUT_S):
-                bar.update()
-                if isinstance(formula, str):
-                    formulas.add(formula)
-                    n_found += 1
-                else:
-                    unread += 1
-            if not n_found:
-                raise PrepareError(f"--exclude {path}: no formula could be read, so nothing would be kept out")
-        bar.close()
+        formulas, unread, without = set[str](), 0, dict.fromkeys(config.exclude)
+        under_way: deque[str] = deque()
+
+        def rows() -> Iterator[CIFRecord]:
+            for path in config.exclude:
+                for record in _whole_source(path, config.cif_column):
+                    under_way.append(path)
+                    yield record
+
+        results = map_processes(formula_of, rows(), config.workers, 64, timeout_s=ITEM_TIMEOUT_S) if without else ()
+        hidden = not (show_progress and config.exclude)
+        for formula in tqdm(results, desc="exclude", total=count_rows(config.exclude), disable=hidden):
+            path = under_way.popleft()
+            if isinstance(formula, str):
+                formulas.add(formula)
+                without.pop(path, None)
+            else:
+                unread += 1
+        if without:
+            raise PrepareError(f"--exclude {', '.join(without)}: no formula could be read, so nothing would be kept out")
         write_atomically(file, json.dumps({"formulas": sorted(formulas), "unread": unread}).encode())
     unread = json.loads(file.read_bytes())["unread"]
     return [f"{unread} excluded structures could not be read, so their formulas are not kept out"] if unread else []
@@ -452,7 +457,7 @@ def _values_of_duplicates(
     rows, kept_rows = duplicates["row"].to_numpy(), duplicates["kept_row"].to_numpy()
     found: dict[int, dict[str, float]] = {}
     first = 0
-    for chunk in chunks if len(rows) else ():
+    for chunk in chunks if len(rows) and names else ():
         table = pq.read_table(chunk, columns=list(names))
         i, j = np.searchsorted(rows, [first, first + table.num_rows])
         for kept_row, values in zip(kept_rows[i:j].tolist(), table.take(rows[i:j] - first).to_pylist(), strict=True):
