@@ -16,7 +16,7 @@ import os
 import sys
 
 from crystallm.checks.rules import CHECKS, RULE_SETS
-from crystallm.metrics.evaluate import EvaluateConfig, evaluate, write_report
+from crystallm.metrics.evaluate import EvaluateConfig, check_report, evaluate, write_report
 from crystallm.output import check_output
 from crystallm.report.pictures import picture_paths, save_pictures
 from crystallm.report.tables import evaluation_table
@@ -54,7 +54,7 @@ if __name__ == "__main__":
             workers=args.workers,
         )
         if args.out:
-            check_output(args.out, (*args.paths, *args.reference), args.overwrite)
+            check_report(args.out, (*args.paths, *args.reference), args.overwrite)
         for picture in picture_paths(args.pictures) if args.pictures else ():
             check_output(picture, overwrite=args.overwrite)
         evaluation = evaluate(config)

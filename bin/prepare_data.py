@@ -13,7 +13,7 @@ import argparse
 
 from crystallm.config import ConfigError, from_dict
 from crystallm.data.prepare import PrepareConfig, PrepareError, prepare
-from crystallm.data.tables import DEFAULT_PROPERTIES
+from crystallm.data.tables import with_default_properties
 
 
 def parse_arguments() -> PrepareConfig:
@@ -44,7 +44,7 @@ def parse_arguments() -> PrepareConfig:
     if wrong := [text for text in added if text.count("=") != 1]:
         parser.error(f"--property wants COLUMN=NAME, got {wrong[0]!r}")
     asked = dict(text.split("=") for text in added)
-    options |= {"properties": DEFAULT_PROPERTIES | asked, "required": list(asked.values())}
+    options |= {"properties": with_default_properties(asked), "required": list(asked.values())}
     try:
         return from_dict(PrepareConfig, options)
     except ConfigError as err:

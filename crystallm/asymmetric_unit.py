@@ -181,8 +181,8 @@ _SITE = re.compile(r"([A-Z][a-z]?) ([A-Za-z]) (\d\.\d+) (\d\.\d+) (\d\.\d+)")
 
 
 def is_canonical(text: str) -> bool:
-    """Whether a text is meant to be canonical; from_text tells whether it is."""
-    return "_crystallm_primitive_formula_units" in text and "_symmetry_equiv_pos" not in text
+    """Whether this is meant as a text of the language model, which only its own rules expand; from_text tells."""
+    return "\n_crystallm_primitive_formula_units" in text and "_atom_site_Wyckoff_symbol" in text and "_xyz" not in text
 
 
 def _read_text(text: str) -> AsymmetricUnit:

@@ -7,6 +7,7 @@ needs numpy only; gemmi reads the syntax of all others.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, is_canonical
 from crystallm.cif_symmetry import (
-    HALL_TAGS,
+    METRIC_TOLERANCE,
     NUMBER_TAGS,
     SITE_TOLERANCE_ANG,
     SYMBOL_TAGS,
@@ -26,10 +28,13 @@ from crystallm.cif_symmetry import (
     stated_settings,
 )
 from crystallm.cif_text import (
+    CARTN_MATRIX_TAGS,
     CARTN_TAGS,
+    CARTN_VECTOR_TAGS,
     CELL_TAGS,
     FRACT_TAGS,
     MAX_CIF_BYTES,
+    MULTIPLICITY_TAGS,
     REASONS,
     CIFError,
     Table,
@@ -43,7 +48,7 @@ from crystallm.cif_text import (
     unquote,
 )
 from crystallm.cif_write import read_provenance, write_cif
-from crystallm.crystal import Crystal, lattice_from_parameters, reduce_composition
+from crystallm.crystal import Crystal, lattice_from_parameters
 from tokenizer.elements import ATOMIC_NUMBERS, SYMBOLS
 
 __all__ = [
@@ -62,6 +67,8 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 MAX_ATOMS = 10_000
+_MAX_SITE_SYMMETRY = 48
+_SAME_PLACE = 1e-4  # in cell edges: entries of one mixed-valence site
 # Occupancies of refined structures carry rounding, "0.9999".
 _OCCUPANCY_TOLERANCE = 1e-3
 
@@ -73,25 +80,16 @@ class CIFHeader:
     block: str = ""
     formula_sum: dict[str, float] | None = None
     formula_units: int | None = None
-    volume_ang3: float | None = None
     space_group_symbol: str | None = None  # as spelled in the file
     space_group_number: int | None = None
-    hall_symbol: str | None = None
-    cell: tuple[float, ...] | None = None  # Å and degrees
     site_labels: tuple[str, ...] = ()  # the sites as listed, before expansion
     site_letters: tuple[str, ...] | None = None
     site_multiplicities: tuple[int, ...] | None = None  # stated
     found_multiplicities: tuple[int, ...] = ()  # as the operators gave them, in the cell of the file
+    multiplicity_tag: str | None = None  # that stated them
     n_operators: int = 1
+    is_canonical: bool = False
     properties: dict[str, float] = field(default_factory=dict)  # condition lines of a canonical text
-
-    @property
-    def reduced_composition(self) -> dict[str, int] | None:
-        """Of the formula sum: files write it for the formula unit, or, as pymatgen does, for the cell."""
-        counts = self.formula_sum or {}
-        if not counts or any(n < 1 or n != int(n) or symbol not in ATOMIC_NUMBERS for symbol, n in counts.items()):
-            return None
-        return reduce_composition({symbol: int(n) for symbol, n in counts.items()})[0]
 
 
 def parse_cif(text: str | bytes, block: str | None = None) -> tuple[Crystal, CIFHeader]:
@@ -99,7 +97,7 @@ def parse_cif(text: str | bytes, block: str | None = None) -> tuple[Crystal, CIF
 
     `block` names the data block where several hold a crystal; those without cell and atoms do not count.
     """
-    text = decode_cif(text)
+    text = decode_cif(text).replace("\r\n", "\n")
     if is_canonical(text):
         return _parse_canonical(text)
     name, table = read_table(text, block)
@@ -109,14 +107,7 @@ def parse_cif(text: str | bytes, block: str | None = None) -> tuple[Crystal, CIF
         raise CIFError(err.reason, f"block {name!r}: {err.message}") from None
 
 
-def is_canonical(text: str) -> bool:
-    """Whether this is a text of the language model, which only its own rules expand."""
-    return "\n_crystallm_primitive_formula_units" in text and "_atom_site_Wyckoff_symbol" in text and "_xyz" not in text
-
-
 def _parse_canonical(text: str) -> tuple[Crystal, CIFHeader]:
-    from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError  # a table that other CIFs do without
-
     try:
         unit = AsymmetricUnit.from_text(text)
         crystal = unit.to_crystal()
@@ -132,12 +123,12 @@ def _parse_canonical(text: str) -> tuple[Crystal, CIFHeader]:
         formula_units=formula_units,
         space_group_symbol=group.symbol,
         space_group_number=group.number,
-        cell=tuple(unit.cell),
         site_labels=tuple(site.symbol for site in unit.sites),
         site_letters=tuple(site.letter for site in unit.sites),
         site_multiplicities=multiplicities,
         found_multiplicities=multiplicities,
         n_operators=len(group.rotations),
+        is_canonical=True,
         properties=dict(unit.properties),
     )
     return crystal, header
@@ -151,6 +142,8 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         raise CIFError("bad_cell", str(err)) from None
     formula_sum = _formula_sum(string_value(table, "_chemical_formula_sum"))
     labels, elements = _elements(table, formula_sum)
+    if len(labels) > MAX_ATOMS:
+        raise CIFError("too_large", f"{len(labels):,} sites, at most {MAX_ATOMS:,} atoms are read")
     frac_coords = _coordinates(table, lattice, labels)
     kept = _check_sites(table, labels, elements, frac_coords)
     letters = _site_values(table, len(labels), "_atom_site_wyckoff_symbol", "_atom_site_wyckoff_label")
@@ -161,11 +154,19 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         multiplicities = multiplicities and [multiplicities[i] for i in kept]
     formula_units = integers(table, "_cell_formula_units_z")
     atomic_numbers = np.array(elements)
-    settings = stated_settings(table)
+    stated = stated_settings(table)
+    # At least this many atoms, as a site's symmetry has 48 operations at most; no memory is taken for more.
+    settings = [s for s in stated if len(labels) * s.n <= _MAX_SITE_SYMMETRY * MAX_ATOMS]
+    if not settings:
+        raise CIFError(
+            "too_large",
+            f"{len(labels):,} sites under {stated[0].n} operators, at most {MAX_ATOMS:,} atoms are read",
+        )
     if len(settings) == 1 and settings[0].n == 1:
         operations, coords, site_index = settings[0], frac_coords, np.arange(len(labels))
     else:
-        expected = Expected(multiplicities, _compositions(formula_sum, formula_units[0] if formula_units else None))
+        compositions = _compositions(formula_sum, formula_units[0] if formula_units else None)
+        expected = Expected(multiplicities, compositions, formula_sum)
         tolerance = max(SITE_TOLERANCE_ANG, _rounding(table) * max(cell[:3]))
         operations, coords, site_index = expand_as_expected(
             settings, expected, lattice, labels, atomic_numbers, frac_coords, tolerance
@@ -185,15 +186,13 @@ def _parse_table(name: str, table: Table) -> tuple[Crystal, CIFHeader]:
         block=name,
         formula_sum=formula_sum,
         formula_units=formula_units[0] if formula_units else None,
-        volume_ang3=_volume(table),
         space_group_symbol=string_value(table, *SYMBOL_TAGS),
         space_group_number=numbers[0] if numbers else None,
-        hall_symbol=string_value(table, *HALL_TAGS),
-        cell=cell,
         site_labels=tuple(labels),
         site_letters=tuple(letters) if letters else None,
         site_multiplicities=tuple(multiplicities) if multiplicities else None,
         found_multiplicities=tuple(np.bincount(site_index, minlength=len(labels)).tolist()),
+        multiplicity_tag=next((tag for tag in MULTIPLICITY_TAGS if tag in table), None) if multiplicities else None,
         n_operators=operations.n,
     )
     return crystal, header
@@ -207,13 +206,6 @@ def _compositions(formula_sum: dict[str, float] | None, formula_units: int | Non
     if all(n % formula_units == 0 for n in formula_sum.values()):
         compositions.append(formula_sum)
     return compositions
-
-
-def _volume(table: Table) -> float | None:
-    try:
-        return number(table["_cell_volume"][0])
-    except (KeyError, ValueError):
-        return None
 
 
 def _cell(table: Table) -> tuple[float, ...]:
@@ -246,7 +238,7 @@ def _site_values(table: Table, n_sites: int, *tags: str) -> list[str] | None:
 
 
 def _multiplicities(table: Table, n_sites: int) -> list[int] | None:
-    stated = _site_values(table, n_sites, "_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
+    stated = _site_values(table, n_sites, *MULTIPLICITY_TAGS)
     try:
         return [int(float(value)) for value in stated] if stated else None
     except (ValueError, OverflowError):  # '?', or no number: nothing is stated
@@ -331,7 +323,33 @@ def _coordinates(table: Table, lattice: Floats, labels: Sequence[str]) -> Floats
     if not np.isfinite(coords).all():
         site = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
         raise CIFError("bad_coordinate", f"site {labels[site]!r} is at {coords[site].tolist()}; wanted finite numbers")
-    return coords if tags is FRACT_TAGS else coords @ np.linalg.inv(lattice)
+    return coords if tags is FRACT_TAGS else _from_cartesian(table, lattice, coords)
+
+
+def _from_cartesian(table: Table, lattice: Floats, coords: Floats) -> Floats:
+    """(n, 3) Å -> fractional: by the matrix and vector that the file states, else with a along x and b in the xy plane.
+
+    These are the axes of ASE, gemmi and the PDB, not those of `lattice`.
+    """
+    basis, origin = np.linalg.cholesky(lattice @ lattice.T), np.zeros(3)  # lower triangular, rows a, b, c
+    if string_value(table, CARTN_MATRIX_TAGS[0]) is not None:
+        values = [_cartesian_axis(table, tag) for tag in CARTN_MATRIX_TAGS]
+        stated = np.array(values).reshape(3, 3).T  # columns are a, b, c in the dictionary
+        metric, lengths = lattice @ lattice.T, np.linalg.norm(lattice, axis=1)
+        if not (np.abs(stated @ stated.T - metric) <= METRIC_TOLERANCE * np.outer(lengths, lengths)).all():
+            raise CIFError("bad_coordinate", f"{CARTN_MATRIX_TAGS[0]} and the others, {values}, do not fit the cell")
+        basis = stated
+        if string_value(table, CARTN_VECTOR_TAGS[0]) is not None:
+            origin = np.array([_cartesian_axis(table, tag) for tag in CARTN_VECTOR_TAGS])
+    return (coords - origin) @ np.linalg.inv(basis)
+
+
+def _cartesian_axis(table: Table, tag: str) -> float:
+    text = string_value(table, tag)
+    try:
+        return number(text or "")
+    except ValueError:
+        raise CIFError("bad_coordinate", f"{tag} is {text!r}; wanted a number, as of the others") from None
 
 
 def _coordinate(value: str, tag: str, label: str) -> float:
@@ -368,20 +386,36 @@ def _check_sites(table: Table, labels: Sequence[str], elements: Sequence[int], f
         return kept
     occupancies = [_occupancy(value, label) for value, label in zip(values, labels, strict=True)]
     partial = [i for i in kept if not abs(occupancies[i] - 1) <= _OCCUPANCY_TOLERANCE]  # nan is partial, too
-    while partial:
-        first = partial[0]
-        delta = frac_coords[partial] - frac_coords[first]
-        same_place = np.abs(delta - np.rint(delta)).max(axis=1) < 1e-4
-        group = [i for i, same in zip(partial, same_place, strict=True) if same]
+    seen, dropped = set[int](), set[int]()
+    near = _neighbours(frac_coords[partial])
+    for k, first in enumerate(partial):
+        if first in seen:
+            continue
+        others = [i for i in (partial[j] for j in near(k)) if i not in seen]
+        delta = frac_coords[others] - frac_coords[first]
+        same_place = np.abs(delta - np.rint(delta)).max(axis=1) < _SAME_PLACE
+        group = [i for i, same in zip(others, same_place, strict=True) if same]
         total = sum(occupancies[i] for i in group)
         if len({elements[i] for i in group}) > 1 or not abs(total - 1) <= 0.01:
             raise CIFError(
                 "partial_occupancy",
                 f"site {labels[first]!r} is occupied by {occupancies[first]:g}; wanted 1, an ordered crystal",
             )
-        kept = [i for i in kept if i not in group[1:]]
-        partial = [i for i in partial if i not in group]
-    return kept
+        seen.update(group)
+        dropped.update(group[1:])
+    return [i for i in kept if i not in dropped]
+
+
+def _neighbours(points: Floats) -> Callable[[int], list[int]]:
+    """Of a point (n, 3) those that may lie within _SAME_PLACE, itself among them, in order: by boxes, not by pairs."""
+    n_boxes = 1000  # along an edge
+    corners = np.array(list(itertools.product((-_SAME_PLACE, _SAME_PLACE), repeat=3)))
+    own = np.floor(points * n_boxes).astype(np.int64) % n_boxes
+    reached = np.floor((points[:, None] + corners) * n_boxes).astype(np.int64) % n_boxes  # (n, 8, 3)
+    boxes: dict[tuple[int, ...], list[int]] = {}
+    for k, box in enumerate(map(tuple, own.tolist())):
+        boxes.setdefault(box, []).append(k)
+    return lambda k: sorted(j for box in set(map(tuple, reached[k].tolist())) for j in boxes.get(box, ()))
 
 
 def _occupancy(value: str, label: str) -> float:

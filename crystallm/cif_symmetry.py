@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystallm.cif_text import CIFError, Table, string_value, unquote
+from crystallm.crystal import same_proportions
 from tokenizer.elements import SYMBOLS
 
 Floats = NDArray[np.float64]
@@ -23,7 +24,7 @@ Floats = NDArray[np.float64]
 # Images of a site closer than this are one site on a special position: the symprec of all symmetry searches here.
 SITE_TOLERANCE_ANG = 0.1
 # Operators may distort the cell they act on by this, relative to its lengths squared; rounded cells stay below 0.005.
-_METRIC_TOLERANCE = 0.05
+METRIC_TOLERANCE = 0.05
 _MAX_OPERATORS = 1_000  # 192 in a face-centred cubic cell, more in a magnetic or a larger one
 
 _OPERATOR_TAGS = (
@@ -31,6 +32,7 @@ _OPERATOR_TAGS = (
     "_symmetry_equiv_pos_as_xyz",
     "_space_group_symop_magn_operation_xyz",
 )
+_MODULATED = re.compile(r"_space_group_(?:symop_)?(?:magn_)?ssg_")
 _CENTRING_TAG = "_space_group_symop_magn_centering_xyz"
 HALL_TAGS = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 SYMBOL_TAGS = (
@@ -69,6 +71,7 @@ class Expected:
 
     multiplicities: list[int] | None
     compositions: list[dict[str, float]]  # of the cell; any of these
+    formula: dict[str, float] | None = None  # whose proportions count where the cell's composition is not stated
 
     def mismatches(self, atomic_numbers: NDArray[np.int64], site_index: NDArray[np.int64]) -> int:
         wrong = 0
@@ -81,6 +84,8 @@ class Expected:
                 sum(abs(counts[s] - composition.get(s, 0)) > 0.1 for s in {*counts, *composition})
                 for composition in self.compositions
             )
+        elif self.formula:
+            wrong += not same_proportions(self.formula, counts)
         return wrong
 
 
@@ -94,7 +99,7 @@ def expand_as_expected(
     tolerance_ang: float,
 ) -> tuple[Operations, Floats, NDArray[np.int64]]:
     """The setting that fits cell and stated counts best, all atoms of the cell, and the site each comes from."""
-    fitting = [s for s in settings if s.distortion(lattice) <= _METRIC_TOLERANCE]
+    fitting = [s for s in settings if s.distortion(lattice) <= METRIC_TOLERANCE]
     if not fitting:
         raise CIFError(
             "bad_symmetry",
@@ -190,6 +195,8 @@ def stated_settings(table: Table) -> list[Operations]:
                 # CrystaLLM's texts list x, y, z for any group: multiplicities or formula tell what is meant.
                 return [listed, *settings_of_symbol(symbol)]
             return [listed]
+    if modulated := next((tag for tag in table if _MODULATED.match(tag)), None):
+        raise CIFError("bad_symmetry", f"{modulated}: a modulated structure; wanted operators in three dimensions")
     if hall is not None and (found := _settings_of_hall(hall)):
         return list(found)
     if symbol is not None and (found := settings_of_symbol(symbol)):

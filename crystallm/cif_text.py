@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 REASONS = (
     "empty",  # nothing but white space
     "too_large",  # above MAX_CIF_BYTES
     "binary",  # holds a byte 0
-    "not_utf8",
+    "not_utf8",  # in a value that is needed
     "syntax",  # not a CIF
     "several_blocks",  # more than one crystal, and none was named
     "no_block",  # the block asked for is not there
@@ -38,6 +39,9 @@ CELL_TAGS = (
 )
 FRACT_TAGS = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 CARTN_TAGS = ("_atom_site_cartn_x", "_atom_site_cartn_y", "_atom_site_cartn_z")
+CARTN_MATRIX_TAGS = tuple(f"_atom_sites_cartn_tran_matrix_{i}{j}" for i in (1, 2, 3) for j in (1, 2, 3))
+CARTN_VECTOR_TAGS = tuple(f"_atom_sites_cartn_tran_vector_{i}" for i in (1, 2, 3))
+MULTIPLICITY_TAGS = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
 
 
 class CIFError(ValueError):
@@ -54,16 +58,13 @@ class CIFError(ValueError):
 
 
 def decode_cif(data: str | bytes) -> str:
-    """CIFError for what is empty, too large, or no UTF-8 text."""
+    """With U+FFFD for bytes that are no UTF-8. CIFError for what is empty, too large or no text."""
     if len(data) > MAX_CIF_BYTES:
         raise CIFError("too_large", f"{len(data):,} bytes, at most {MAX_CIF_BYTES:,} are read")
     if isinstance(data, bytes):
         if b"\0" in data:
             raise CIFError("binary", f"byte 0 at position {data.index(0)}, which no text has")
-        try:
-            data = data.decode("utf-8")
-        except UnicodeDecodeError as err:
-            raise CIFError("not_utf8", f"byte {data[err.start]:#04x} at position {err.start} is no UTF-8") from None
+        data = data.decode("utf-8", "replace")  # an author's name in Latin-1 costs no crystal: see _check_encoding
     data = data.removeprefix("\ufeff")
     if not data or data.isspace():
         raise CIFError("empty", "no text but white space")
@@ -168,6 +169,7 @@ def string_value(table: Table, *tags: str) -> str | None:
     for tag in tags:
         values = table.get(tag)
         if values and (text := unquote(values[0])) not in ("", "?", "."):
+            _check_encoding(tag, values[:1])
             return text
     return None
 
@@ -175,8 +177,14 @@ def string_value(table: Table, *tags: str) -> str | None:
 def column(table: Table, *tags: str) -> list[str] | None:
     for tag in tags:
         if tag in table:
+            _check_encoding(tag, table[tag])
             return [unquote(value) for value in table[tag]]
     return None
+
+
+def _check_encoding(tag: str, values: Sequence[str]) -> None:
+    if broken := next((value for value in values if "\ufffd" in value), None):
+        raise CIFError("not_utf8", f"{tag} is {unquote(broken)!r}, of bytes that are no UTF-8")
 
 
 def number(text: str) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition
+from crystallm.crystal import Crystal, formula_text, lattice_from_parameters, reduce_composition, right_handed
 
 if TYPE_CHECKING:
     from crystallm.asymmetric_unit import AsymmetricUnit
@@ -36,9 +36,8 @@ def write_cif(source: AsymmetricUnit | Crystal, provenance: Mapping[str, Any] | 
         cell, volume = source.cell.tolist(), source.volume_ang3
         formula, formula_units = reduce_composition(source.composition)
         columns = "_atom_site_fract_x\n"
-        sites = [
-            (element, "1", *frac) for element, frac in zip(source.symbols, source.frac_coords.tolist(), strict=True)
-        ]
+        frac_coords = right_handed(source.lattice, source.frac_coords).tolist()
+        sites = [(element, "1", *frac) for element, frac in zip(source.symbols, frac_coords, strict=True)]
     else:
         group = source.group
         symbol, number, operators = full_symbol(group), group.number, _operator_lines(group.number)

@@ -29,6 +29,7 @@ _ATOMIC_MASSES = """
     222 223 226 227 232.0377 231.03588 238.02891 237 244 243 247 247 251 252 257 258 259 262 267 268 269 270 269 278
     281 282 285 286 289 290 293 294 294
 """
+_RATIO_TOLERANCE = 1e-3
 _GRAMS_PER_CM3 = 1.66053906660  # one atomic mass unit per Å^3
 
 
@@ -47,6 +48,14 @@ def reduce_composition(composition: Mapping[str, int]) -> tuple[dict[str, int], 
 
 def formula_text(composition: Mapping[str, int]) -> str:
     return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in composition.items())
+
+
+def same_proportions(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    """{"Na": 4, "Cl": 4} and {"Na": 1, "Cl": 1}; to a thousandth, as sums are written with few decimals."""
+    if first.keys() != second.keys():
+        return False
+    ratios = [first[symbol] / second[symbol] for symbol in first]
+    return max(ratios) - min(ratios) <= _RATIO_TOLERANCE * max(ratios)
 
 
 def lattice_from_parameters(a: float, b: float, c: float, alpha: float, beta: float, gamma: float) -> Floats:
@@ -76,6 +85,15 @@ def wrap(frac_coords: ArrayLike) -> Floats:
     wrapped = np.asarray(frac_coords, dtype=np.float64) % 1.0
     wrapped[wrapped == 1.0] = 0.0
     return wrapped
+
+
+def right_handed(lattice: ArrayLike, frac_coords: ArrayLike) -> Floats:
+    """(n, 3): coordinates along -a, -b, -c where a, b, c are left-handed.
+
+    Lengths and angles, which do not tell the two apart, would stand for the mirror image with the coordinates as given.
+    """
+    frac_coords = np.asarray(frac_coords, dtype=np.float64)
+    return wrap(-frac_coords) if _determinant(np.asarray(lattice, dtype=np.float64)) < 0 else frac_coords
 
 
 @dataclass(frozen=True, slots=True, eq=False)

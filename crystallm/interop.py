@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crystallm.cif import CIFError, decode_cif
+from crystallm.cif import CIFError
 from crystallm.crystal import Crystal
 
 if TYPE_CHECKING:
@@ -64,32 +61,9 @@ def to_atoms(crystal: Crystal) -> Atoms:
     return Atoms(numbers=crystal.atomic_numbers, cell=crystal.lattice, scaled_positions=crystal.frac_coords, pbc=True)
 
 
-def read_structure_file(path: str | Path) -> list[Crystal]:
-    """The crystals of a POSCAR, CONTCAR, .vasp, .xyz, .extxyz or .json file; CIFError says why it holds none."""
-    path = Path(path)
-    kind = structure_kind(path.name)
-    if kind is None:
-        raise ValueError(f"{path}: wanted POSCAR, CONTCAR, .vasp, .xyz, .extxyz or .json")
-    try:
-        return parse_structures(decode_cif(path.read_bytes()), kind)
-    except CIFError as err:
-        raise CIFError(err.reason, f"{path.name}: {err.message}") from None
-
-
-def structure_kind(name: str) -> str | None:
-    """ "poscar", "extxyz" or "json", by the file's name; None for any other."""
-    name = Path(name).name.lower()
-    if name.endswith((".xyz", ".extxyz")):
-        return "extxyz"
-    if re.match(r"(poscar|contcar)(?![a-z])", name) or name.endswith((".vasp", ".poscar")):
-        return "poscar"
-    return "json" if name.endswith(".json") else None
-
-
 def parse_structures(text: str, kind: str) -> list[Crystal]:
-    """The crystals in a text of that kind: one in a POSCAR; each frame of an extxyz, whose Lattice="..." is needed;
-    pymatgen's as_dict() as JSON, or a list of them."""
-    reader = {"poscar": _read_poscar, "extxyz": _read_extxyz, "json": _read_json}[kind]
+    """Of a text of kind "poscar", one; of "extxyz", one a frame, whose Lattice="..." is needed. Raises CIFError."""
+    reader = {"poscar": _read_poscar, "extxyz": _read_extxyz}[kind]
     try:
         crystals = reader(text)
     except CIFError:
@@ -114,11 +88,3 @@ def _read_poscar(text: str) -> list[Crystal]:
     if not poscar.true_names:
         raise CIFError("unknown_element", "no element symbols; wanted a line such as 'Na Cl' above the counts")
     return [from_structure(poscar.structure)]
-
-
-def _read_json(text: str) -> list[Crystal]:
-    from pymatgen.core import Structure
-
-    content: Any = json.loads(text)
-    dicts = content if isinstance(content, list) else [content]
-    return [from_structure(Structure.from_dict(entry.get("structure", entry))) for entry in dicts]

@@ -18,7 +18,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; wanted a file")
     if path.exists():
-        _spare(inputs, path)
+        spare_inputs(path, inputs)
         if not overwrite:
             raise FileExistsError(f"{path} exists; --overwrite replaces it, or name another file")
 
@@ -35,12 +35,11 @@ def check_output_folder(
     `what` a message calls ours: "crystals of an earlier run".
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; wanted a folder")
+    check_is_folder(path)
     entries = sorted(path.rglob("*")) if path.is_dir() else []
     if not entries:
         return
-    _spare(inputs, path)
+    spare_inputs(path, inputs)
     if foreign := next((entry for entry in entries if not is_ours(entry)), None):
         name = foreign.relative_to(path)
         raise FileExistsError(f"{path} holds more than {what} ({name}, ...); wanted a new or an empty folder")
@@ -49,17 +48,29 @@ def check_output_folder(
         raise FileExistsError(f"{path} holds {what} ({number}); --overwrite replaces them, or name another folder")
 
 
-def _spare(inputs: Iterable[str | Path], path: Path) -> None:
+def check_is_folder(path: str | Path) -> None:
+    """ValueError where the path, or what it would lie in, is a file."""
+    path = Path(path)
+    if file := next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None):
+        raise ValueError(f"{file} is a file; wanted a folder")
+
+
+def spare_inputs(path: str | Path, inputs: Iterable[str | Path]) -> None:
+    """ValueError for a path, there or not, that is an input, holds one or lies in one."""
+    path = Path(path)
     for source in map(Path, inputs):
         if not source.exists():
             continue
-        if os.path.samefile(path, source):
+        if path.exists() and os.path.samefile(path, source):
             raise ValueError(f"{path} is an input; name another output")
         if _lies_in(source, path):
             raise ValueError(f"{path} holds the input {source}; name another output")
         if _lies_in(path, source):
-            raise ValueError(f"{path} is there already and belongs to the input {source}; name another output")
+            belongs = "is there already and belongs to" if path.exists() else "would lie in"
+            raise ValueError(f"{path} {belongs} the input {source}; name another output")
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    return any(os.path.samefile(parent, folder) for parent in path.resolve().parents)
+    if not folder.exists():
+        return False
+    return any(parent.exists() and os.path.samefile(parent, folder) for parent in path.resolve().parents)

@@ -46,7 +46,7 @@ class CIFRecord:
     cif: str
     prompt: str | None = None  # text the model was conditioned on; None for corpus entries
     crystal: Crystal | None = None  # set by checks.filter; not written to disk
-    header: CIFHeader | None = None  # what the text states: formula, space group, volume; not written either
+    header: CIFHeader | None = None  # what the text states: formula, space group; not written either
     rejected_by: str | None = None  # first check that failed; None = still in
     reason: str = ""
     scores: dict[str, float] = field(default_factory=dict)  # {"e_above_hull_ev_per_atom": 0.031}

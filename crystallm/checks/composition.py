@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
 from crystallm.checks.geometric import crystal_of
 from crystallm.cif import CIFHeader
-from crystallm.crystal import formula_text, reduce_composition
+from crystallm.cif_text import MULTIPLICITY_TAGS
+from crystallm.crystal import formula_text, reduce_composition, same_proportions
 from crystallm.records import CIFRecord
 from tokenizer.elements import ATOMIC_NUMBERS
 
@@ -18,7 +20,6 @@ Composition = dict[str, float]
 
 _STRUCTURAL = re.compile(r"^\s*_chemical_formula_structural[ \t]+(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
-_RATIO_TOLERANCE = 1e-3
 # smact tries the product of all elements' charges: 0.7 s for the slowest of 4,000 MP formulas, one of nine elements.
 MAX_CHARGED_ELEMENTS = 10
 
@@ -29,27 +30,37 @@ def header_of(record: CIFRecord) -> CIFHeader:
 
 
 def check_formula(record: CIFRecord) -> str | None:
-    """Every formula that the CIF states has the proportions of the atoms that it lists.
+    """Every formula that the CIF states has the proportions of the atoms that it lists; a canonical text, their number.
 
-    `data_` is a name: it is taken for a formula where it reads as one and as none of the usual labels ("I", "B2").
+    `data_` is a name: it is taken for a formula where no sum is stated, and it reads as a formula and as none of the
+    usual labels ("I", "B2").
     """
     crystal, header = crystal_of(record), header_of(record)
     content: Composition = dict(Counter(crystal.symbols))
-    stated = {
-        "data_": _data_formula(header.block, content),
+    if header.is_canonical and header.formula_sum != content:
+        stated = _plain_text(header.formula_sum or {})
+        return f"the head states {stated} in the cell, the sites hold {_plain_text(crystal.composition)}"
+    formulas = {
+        "data_": None if header.formula_sum else _data_formula(header.block, content),
         "_chemical_formula_sum": header.formula_sum,
         "_chemical_formula_structural": _plain_formula(_structural_formula(record.cif)),
     }
-    for tag, formula in stated.items():
-        if formula and not _same_proportions(formula, content):
+    for tag, formula in formulas.items():
+        if formula and not same_proportions(formula, content):
             return f"{tag} says {_text(formula)}, the sites hold {crystal.reduced_formula}"
     return None
 
 
 def check_multiplicity(record: CIFRecord) -> str | None:
-    """Every stated site multiplicity is the number of atoms that the site's operators give it."""
+    """Every stated site multiplicity is the number of atoms that the site's operators give it.
+
+    SHELXL-97 writes the order of the site's symmetry under the older of the two tags: 1 for a general position.
+    """
     header = header_of(record)
     if header.site_multiplicities is None:
+        return None
+    pairs = list(zip(header.site_multiplicities, header.found_multiplicities, strict=True))
+    if header.multiplicity_tag == MULTIPLICITY_TAGS[0] and all(n * m == header.n_operators for n, m in pairs):
         return None
     for label, stated, found in zip(
         header.site_labels, header.site_multiplicities, header.found_multiplicities, strict=True
@@ -166,20 +177,13 @@ def _plain_formula(text: str | None) -> Composition | None:
     return dict(counts) if all(counts.values()) else None
 
 
-def _same_proportions(first: Composition, second: Composition) -> bool:
-    if first.keys() != second.keys():
-        return False
-    ratios = [first[symbol] / second[symbol] for symbol in first]
-    return max(ratios) - min(ratios) <= _RATIO_TOLERANCE * max(ratios)
-
-
 def _text(composition: Composition) -> str:
     if all(float(count).is_integer() for count in composition.values()):
         return formula_text(reduce_composition({symbol: int(count) for symbol, count in composition.items()})[0])
     return _plain_text(composition)
 
 
-def _plain_text(composition: Composition) -> str:
+def _plain_text(composition: Mapping[str, float]) -> str:
     return "".join(f"{symbol}{count:g}" for symbol, count in composition.items())
 
 

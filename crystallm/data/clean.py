@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
 from crystallm.canonical import canonicalize
 from crystallm.cif import CIFError, parse_cif
-from crystallm.crystal import Crystal
+from crystallm.crystal import Crystal, same_proportions
 from crystallm.interop import to_structure
 from crystallm.records import CIFRecord
 from tokenizer import CIFTokenizer, Grammar, GrammarError
+from tokenizer.elements import ATOMIC_NUMBERS
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -59,7 +61,8 @@ def clean_record(record: CIFRecord, options: CleanOptions) -> CleanRecord:
     if record.rejected_by:
         return CleanRecord(record.id, source, split=split, rejected_by=record.rejected_by, reason=record.reason)
     try:
-        crystal, _ = parse_cif(record.cif or record.text)
+        crystal, header = parse_cif(record.cif or record.text)
+        _check_formula(header.formula_sum, crystal)
         if crystal.reduced_formula in options.excluded_formulas:
             raise _Rejected("excluded_formula", crystal.reduced_formula)
         unit = canonicalize(crystal)
@@ -90,6 +93,17 @@ def clean_record(record: CIFRecord, options: CleanOptions) -> CleanRecord:
         split,
         properties,
     )
+
+
+def _check_formula(stated: Mapping[str, float] | None, crystal: Crystal) -> None:
+    """Atoms without coordinates, hydrogens mostly, and atoms put in the wrong places show in the formula.
+
+    What is no formula of elements, "NACL", tells nothing.
+    """
+    stated = {symbol: count for symbol, count in (stated or {}).items() if count}
+    if stated and stated.keys() <= ATOMIC_NUMBERS.keys() and not same_proportions(stated, crystal.composition):
+        formula = " ".join(f"{symbol}{count:g}" for symbol, count in stated.items())
+        raise _Rejected("formula", f"the formula stated is {formula}, the sites hold {crystal.reduced_formula}")
 
 
 def formula_of(record: CIFRecord) -> str | None:

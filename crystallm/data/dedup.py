@@ -146,7 +146,7 @@ class DuplicateSearch:
     show_progress: bool = False
 
     def run(self, chunks: Sequence[Path]) -> tuple[pa.Table, list[str]]:
-        """(row, kept_id) of the duplicates, by row, and what is to be noted.
+        """(row, kept_row, kept_id) of the duplicates, by row, and what is to be noted.
 
         Chunks are parquet files with the columns id, text, split, reduced_formula and rejected_by (null: still in).
         """
@@ -213,12 +213,17 @@ class DuplicateSearch:
 
     def _write(self, bucket: _Bucket, path: Path) -> None:
         rows = sorted(bucket.duplicate_of)
-        kept = []
+        kept: list[int] = []
         for row in rows:
             while row in bucket.duplicate_of:  # equal in text to one that itself matched an earlier one
                 row = bucket.duplicate_of[row]
-            kept.append(bucket.ids[row])
-        table = pa.table({"row": pa.array(rows, pa.int64()), "kept_id": pa.array(kept, pa.string())})
+            kept.append(row)
+        columns = {
+            "row": pa.array(rows, pa.int64()),
+            "kept_row": pa.array(kept, pa.int64()),
+            "kept_id": pa.array([bucket.ids[row] for row in kept], pa.string()),
+        }
+        table = pa.table(columns)
         write_table(path, table.replace_schema_metadata({"notes": json.dumps(bucket.notes)}))
 
 

@@ -11,12 +11,12 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from crystallm import interop
 from crystallm.cif import MAX_CIF_BYTES, CIFError, decode_cif, split_cif
-from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord, record_of_text
 
 MAX_FILE_BYTES = MAX_CIF_BYTES  # a larger CIF is a supercell dump or an attack: `too_large`, unread
@@ -127,16 +127,10 @@ def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
 def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord]:
     """A record for each data block, or the one that write_records wrote, with all that its comment lines say of it."""
     if text.startswith("# crystallm.record.id "):
-        yield record_of_text(record_id, text)
+        record = record_of_text(record_id, text)
+        yield replace(record, id=printable(str(record.id)))
         return
-    blocks = [(record_id, text)]
-    if len(re.findall(r"^[ \t]*data_", text, flags=re.IGNORECASE | re.MULTILINE)) > 1:
-        try:
-            blocks = split_cif(text, record_id)
-        except CIFError as err:
-            yield rejected(record_id, err.reason, err.message, source)
-            return
-    for block_id, block in blocks:
+    for block_id, block in split_cif(text, record_id):
         yield CIFRecord(printable(block_id), block, provenance={"source": printable(source)})
 
 
@@ -145,34 +139,10 @@ def _records_of_foreign(record_id: str, text: str, source: str, kind: str) -> It
     from crystallm.cif import write_cif
 
     try:
-        crystals = _read_poscar(text) if kind == "poscar" else _read_extxyz(text)
+        crystals = interop.parse_structures(text, kind)
     except CIFError as err:
         yield rejected(record_id, err.reason, err.message, source)
-        return
-    except (ValueError, IndexError, KeyError, TypeError, AssertionError) as err:  # what those parsers raise
-        yield rejected(record_id, "syntax", f"no {kind}: {type(err).__name__}: {err}", source)
         return
     for number, crystal in enumerate(crystals):
         name = record_id if len(crystals) == 1 else f"{record_id}#{number}"
         yield CIFRecord(printable(name), write_cif(crystal), provenance={"source": printable(source)})
-
-
-def _read_poscar(text: str) -> list[Crystal]:
-    from pymatgen.io.vasp import Poscar
-
-    poscar = Poscar.from_str(text)
-    if not poscar.true_names:
-        raise CIFError("unknown_element", "no element symbols; wanted a line such as 'Na Cl' above the counts")
-    return [interop.from_structure(poscar.structure)]
-
-
-def _read_extxyz(text: str) -> list[Crystal]:
-    from ase.io.extxyz import XYZError, read_xyz
-
-    try:
-        crystals = [interop.from_atoms(atoms) for atoms in read_xyz(io.StringIO(text), index=slice(None))]
-    except XYZError as err:
-        raise CIFError("syntax", str(err)) from None
-    if not crystals:
-        raise CIFError("no_atoms", "no frames")
-    return crystals

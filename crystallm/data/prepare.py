@@ -1,10 +1,12 @@
 """A corpus → canonical records and token shards, in three steps that each survive a kill.
 
-    clean   text → canonical text, in parallel; each chunk of rows becomes a file in OUT/work, whole or not at all
-    dedup   duplicates by bucket of formulas; each bucket's result is a file in OUT/work
-    write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json
+    clean   text → canonical text, in parallel; each chunk of rows becomes a file in the work folder, whole or not at all
+    dedup   duplicates by bucket of formulas; each bucket's result is a file in the work folder
+    write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json; a property that the
+            structure kept has no value of is taken from its duplicates
 
-Run again with the same sources and options, it goes on where it stopped. kept + rejected by reason = read, asserted.
+The work folder is OUT/.crystallm_work. Run again with the same sources and options, it goes on where it stopped.
+kept + rejected by reason = read, asserted.
 """
 
 from __future__ import annotations
@@ -30,17 +32,29 @@ from tqdm import tqdm
 
 from crystallm.data.clean import CleanOptions, CleanRecord, clean_record, formula_of
 from crystallm.data.dedup import DuplicateSearch
+from crystallm.data.files import ARCHIVE_KINDS, kind_of
 from crystallm.data.readers import check_sources, count_rows, read_sources, table_columns
 from crystallm.data.shards import META, ShardWriter, read_meta, write_atomically, write_meta
 from crystallm.data.split import SPLIT_NAMES, split_of
 from crystallm.data.tables import DEFAULT_PROPERTIES, replacing_table, write_table
+from crystallm.output import check_is_folder, spare_inputs
 from crystallm.parallel import Failure, map_processes
 from crystallm.records import CIFRecord
 from crystallm.rejections import Rejections
 from tokenizer import CIFTokenizer
 from tokenizer.vocabulary import PROPERTY_NAMES
 
-WORK_FORMAT = 1  # raised when what a work folder holds changes its meaning
+WORK_FOLDER, PLAN = ".crystallm_work", "plan.txt"
+RESULTS = ("records.parquet", "rejected.parquet")
+SHARDS = ("tokens_*.npy", "offsets_*.npy", "properties_*.npz", "ids_*.txt")
+COLUMNS = {  # of the result, properties aside
+    **dict.fromkeys(("id", "source", "text", "reduced_formula"), pa.string()),
+    **dict.fromkeys(("space_group_number", "n_atoms", "n_sites", "n_tokens"), pa.int32()),
+    **dict.fromkeys(("split", "rejected_by", "reason"), pa.string()),
+}
+WORK_FORMAT = 2  # raised when what a work folder holds changes its meaning
+# Of an excluded source these would let through more than one row.
+UNREAD_SOURCE = {"no_cif_column", "bad_table", "bad_archive", "unreadable", "nested", "not_a_file"}
 ITEM_TIMEOUT_S = 60.0  # the median structure takes 0.005
 
 
@@ -78,6 +92,12 @@ class PrepareConfig:
             )
         if self.chunk_rows < 1:
             raise ValueError(f"chunk_rows must be at least 1, got {self.chunk_rows}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 row, got {self.limit}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be 0 (this process) or more, got {self.workers}")
+        if taken := [name for name in self.properties.values() if name in ("", *COLUMNS)]:
+            raise ValueError(f"a property cannot be named {taken[0]!r}, a column of the result or no name")
 
     @property
     def property_names(self) -> list[str]:
@@ -85,7 +105,7 @@ class PrepareConfig:
 
 
 class PrepareError(ValueError):
-    """The output folder belongs to another preparation."""
+    """What cannot be prepared as asked: the output folder is not free, or the excluded sources cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +148,16 @@ def prepare(config: PrepareConfig, show_progress: bool = True) -> PrepareResult:
     """Run all steps, or what is left of them. The finished result of the same call is left as it is."""
     check_sources((*config.paths, *config.exclude))
     out, plan = Path(config.out), _plan(config)
-    work = out / "work"
+    work = out / WORK_FOLDER
+    _check_out(out, (*config.paths, *config.exclude))
     if (out / META).exists() and read_meta(out).get("plan") == plan:
         return _result(read_meta(out), config)
     _claim(out, plan, config.overwrite)
-    warnings = _exclude(config, work, show_progress)
+    try:
+        warnings = _exclude(config, work, show_progress)
+    except PrepareError:
+        shutil.rmtree(work)  # nothing is begun, so another call need not overwrite it
+        raise
     chunks = _clean(config, work, show_progress)
     search = DuplicateSearch(
         work / "dedup",
@@ -177,7 +202,7 @@ def _why_unlabelled(config: PrepareConfig, names: Sequence[str]) -> dict[str, st
     for name in names:
         columns = [column for column, target in config.properties.items() if target == name]
         if found := [column for column in columns if column in there]:
-            reasons[name] = f"no number in column {', '.join(map(repr, found))}"
+            reasons[name] = f"no structure kept has a number in column {', '.join(map(repr, found))}"
         else:
             have = f"there are {', '.join(map(repr, there))}" if there else "there is no table"
             reasons[name] = f"no column {' or '.join(map(repr, columns))}; {have}"
@@ -209,22 +234,43 @@ def _stamp(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_out(out: Path, inputs: Sequence[str]) -> None:
+    """Nothing that is read, and nothing that no preparation made, is ever replaced."""
+    try:
+        check_is_folder(out)
+        spare_inputs(out, inputs)
+    except ValueError as err:
+        raise PrepareError(str(err)) from None
+    if _has_shards(out) or (out / WORK_FOLDER / PLAN).exists():
+        return
+    for pattern in (META, *RESULTS, *SHARDS):
+        if foreign := next(out.glob(pattern), None):
+            raise PrepareError(f"{out} holds {foreign.name}, which no preparation made here: choose another folder")
+
+
+def _has_shards(out: Path) -> bool:
+    try:
+        return "vocabulary_hash" in read_meta(out)
+    except ValueError:  # none, or somebody else's file of that name
+        return False
+
+
 def _claim(out: Path, plan: str, overwrite: bool) -> None:
     """The folder is ours from here on, unless it holds what another call made."""
-    file = out / "work" / "plan.txt"
+    file = out / WORK_FOLDER / PLAN
     finished = (out / META).exists()
-    if finished or (file.exists() and file.read_text() != plan):
-        if not overwrite:
-            what = "another preparation" if finished else "the beginning of another"
-            raise PrepareError(
-                f"{out} holds {what} (its sources or options differ): choose another folder, or overwrite"
-            )
-        for pattern in (META, "tokens_*.npy", "offsets_*.npy", "properties_*.npz", "ids_*.txt"):
-            for old in out.glob(pattern):
-                old.unlink()
+    other = finished or (file.exists() and file.read_text() != plan)
+    if other and not overwrite:
+        what = "another preparation" if finished else "the beginning of another"
+        raise PrepareError(f"{out} holds {what} (its sources or options differ): choose another folder, or overwrite")
+    if other or not file.exists():  # without a plan, what a call that died here had left of another's work
         shutil.rmtree(file.parent, ignore_errors=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, plan.encode())
+    if other:  # META last: a call that dies before leaves a folder that is still known as ours
+        for pattern in (*SHARDS, META):
+            for old in out.glob(pattern):
+                old.unlink()
 
 
 # ------------------------------------------------------------------ formulas to keep out
@@ -234,18 +280,39 @@ def _exclude(config: PrepareConfig, work: Path, show_progress: bool) -> list[str
     """Writes the formulas of the excluded sources; says what of them could not be read."""
     file = work / "excluded.json"
     if not file.exists():
-        formulas, unread = set(), 0
-        rows = read_sources(config.exclude, config.cif_column) if config.exclude else iter(())
-        results = map_processes(formula_of, rows, config.workers, 64, timeout_s=ITEM_TIMEOUT_S)
+        formulas, unread, without = set[str](), 0, dict.fromkeys(config.exclude)
+        under_way: deque[str] = deque()
+
+        def rows() -> Iterator[CIFRecord]:
+            for path in config.exclude:
+                for record in _whole_source(path, config.cif_column):
+                    under_way.append(path)
+                    yield record
+
+        results = map_processes(formula_of, rows(), config.workers, 64, timeout_s=ITEM_TIMEOUT_S) if without else ()
         hidden = not (show_progress and config.exclude)
         for formula in tqdm(results, desc="exclude", total=count_rows(config.exclude), disable=hidden):
+            path = under_way.popleft()
             if isinstance(formula, str):
                 formulas.add(formula)
+                without.pop(path, None)
             else:
                 unread += 1
+        if without:
+            raise PrepareError(f"--exclude {', '.join(without)}: no formula could be read, so nothing would be kept out")
         write_atomically(file, json.dumps({"formulas": sorted(formulas), "unread": unread}).encode())
     unread = json.loads(file.read_bytes())["unread"]
     return [f"{unread} excluded structures could not be read, so their formulas are not kept out"] if unread else []
+
+
+def _whole_source(path: str, cif_column: str) -> Iterator[CIFRecord]:
+    """PrepareError where more than single rows cannot be read: what they hold would not be kept out."""
+    for record in read_sources([path], cif_column):
+        by = record.rejected_by
+        archive = by == "too_large" and kind_of(str(record.provenance.get("source", ""))) in ARCHIVE_KINDS
+        if by in UNREAD_SOURCE or archive:
+            raise PrepareError(f"--exclude {path}: {by}, {record.reason}")
+        yield record
 
 
 # ------------------------------------------------------------------ clean
@@ -311,11 +378,7 @@ def _clean_records(records: Iterable[CIFRecord], options: CleanOptions, workers:
 
 
 def _clean_schema(config: PrepareConfig) -> pa.Schema:
-    columns = [(name, pa.string()) for name in ("id", "source", "text", "reduced_formula")]
-    columns += [(name, pa.int32()) for name in ("space_group_number", "n_atoms", "n_sites", "n_tokens")]
-    columns += [("split", pa.string())]
-    columns += [(name, pa.float64()) for name in config.property_names]
-    return pa.schema([*columns, ("rejected_by", pa.string()), ("reason", pa.string())])
+    return pa.schema([*COLUMNS.items(), *((name, pa.float64()) for name in config.property_names)])
 
 
 def _clean_row(record: CleanRecord, config: PrepareConfig) -> dict[str, Any]:
@@ -341,18 +404,20 @@ def _write_result(
     duplicate_rows = duplicates["row"].to_numpy()
     names = config.property_names
     kept_schema = pa.schema([f for f in _clean_schema(config) if f.name not in ("rejected_by", "reason")])
-    rejected_schema = pa.schema([(name, pa.string()) for name in ("id", "source", "rejected_by", "reason")])
+    rejected_schema = pa.schema([(name, COLUMNS[name]) for name in ("id", "source", "rejected_by", "reason")])
     rejections, labels = Rejections(), dict.fromkeys(config.properties.values(), 0)
+    known = _values_of_duplicates(chunks, duplicates, list(labels))
     splits: dict[str, ShardWriter] = {}
     n_read = n_kept = 0
     with (
-        replacing_table(out / "records.parquet", kept_schema) as kept_file,
-        replacing_table(out / "rejected.parquet", rejected_schema) as rejected_file,
+        replacing_table(out / RESULTS[0], kept_schema) as kept_file,
+        replacing_table(out / RESULTS[1], rejected_schema) as rejected_file,
         contextlib.ExitStack() as stack,
     ):
         for chunk in tqdm(chunks, desc="write", disable=not show_progress):
             table = pq.read_table(chunk)
             i, j = np.searchsorted(duplicate_rows, [n_read, n_read + table.num_rows])
+            table = _fill(table, {row: known[n_read + row] for row in range(table.num_rows) if n_read + row in known})
             table = _mark_duplicates(table, duplicate_rows[i:j] - n_read, duplicates["kept_id"][i:j].to_pylist())
             n_read += table.num_rows
             is_kept = pc.is_null(table["rejected_by"])
@@ -383,6 +448,34 @@ def _write_result(
         "examples": rejections.examples,
         "labels": labels,
     }
+
+
+def _values_of_duplicates(
+    chunks: Sequence[Path], duplicates: pa.Table, names: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """By row that is kept: the values that its duplicates have, of each property the first in order."""
+    rows, kept_rows = duplicates["row"].to_numpy(), duplicates["kept_row"].to_numpy()
+    found: dict[int, dict[str, float]] = {}
+    first = 0
+    for chunk in chunks if len(rows) and names else ():
+        table = pq.read_table(chunk, columns=list(names))
+        i, j = np.searchsorted(rows, [first, first + table.num_rows])
+        for kept_row, values in zip(kept_rows[i:j].tolist(), table.take(rows[i:j] - first).to_pylist(), strict=True):
+            there = {name: value for name, value in values.items() if value is not None}
+            if there:
+                found[kept_row] = there | found.get(kept_row, {})
+        first += table.num_rows
+    return found
+
+
+def _fill(table: pa.Table, values: Mapping[int, Mapping[str, float]]) -> pa.Table:
+    """With these values, by row and name, where the table has none."""
+    for name in {name: None for there in values.values() for name in there}:
+        column = table[name].to_pylist()
+        for row, there in values.items():
+            column[row] = there.get(name) if column[row] is None else column[row]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, pa.float64()))
+    return table
 
 
 def _mark_duplicates(table: pa.Table, rows: np.ndarray, kept_ids: Sequence[str]) -> pa.Table:

@@ -1,7 +1,7 @@
 """Corpora as people have them → a stream of records, in the same order and with the same ids each time.
 
     for record in read_sources(["materials_project.parquet", "my_cifs/", "more.tar.gz"]):
-        if record.rejected_by: ...   # "too_large", "not_utf8", "unsafe_path", "bad_archive": with a sentence in .reason
+        if record.rejected_by: ...   # "too_large", "binary", "unsafe_path", "bad_archive": with a sentence in .reason
 
 Nothing is parsed here beyond what tells one data block from the next; nothing is lost here either: what cannot be read
 is one rejected record. Property columns arrive in `record.scores`, split and source file in `record.provenance`.
@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from crystallm.data.archives import ArchiveError, Member, open_packed, tar_members, zip_members
@@ -30,6 +31,7 @@ from crystallm.data.files import (
     id_of,
     is_hidden,
     kind_of,
+    printable,
     records_of_file,
     rejected,
 )
@@ -144,9 +146,10 @@ def _records_of_plain_file(path: Path, name: str, columns: Columns) -> Iterator[
         elif path.stat().st_size == 0:
             yield rejected(id_of(name), "empty", f"{path}: 0 bytes", source)
         elif kind == "parquet":
-            yield from (
-                read_records(path) if _is_records_file(path) else records_of_table(kind, path, name, columns, source)
-            )
+            if _is_records_file(path):
+                yield from (replace(record, id=printable(record.id)) for record in read_records(path))
+            else:
+                yield from records_of_table(kind, path, name, columns, source)
         elif kind in TABLE_KINDS:
             with open_packed(path) as stream:
                 yield from records_of_table(kind, stream, name, columns, source)

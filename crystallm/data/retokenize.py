@@ -18,6 +18,7 @@ from crystallm.data.descriptions import random_description
 from crystallm.data.readers import read_sources
 from crystallm.data.shards import META, ShardError, Shards, ShardWriter, open_shards, read_meta, write_meta
 from crystallm.layout import layout_of
+from crystallm.output import check_is_folder
 from crystallm.records import CIFRecord
 from tokenizer import CIFTokenizer
 from tokenizer.pieces import (
@@ -66,9 +67,13 @@ def retokenize(
     *source* vocabulary, so that each vocabulary trains on the same ones; meta.json counts them.
     `random_descriptions`: so many of each structure of the train split (ids mp-1~1, mp-1~2, …) and one of the others,
     instead of the text. `records`: the CIFs by their ids; a finer grid than the source's needs them, as its digits are
-    not in the shards. What has no description on that grid is left out and counted by reason. Raises ShardError.
+    not in the shards. What has no description on that grid is left out and counted by reason. Raises ShardError,
+    and ValueError for arguments that make no sense.
     """
     source, out = Path(source), Path(out)
+    check_is_folder(out)
+    if random_descriptions < 0:
+        raise ValueError(f"random_descriptions must be 0 (the texts themselves) or more, got {random_descriptions}")
     if (out / META).exists():
         raise ShardError(f"{out}: finished shards lie here already; choose another folder")
     meta = read_meta(source)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crystallm.crystal import right_handed
 from crystallm.data.download import Connection, DownloadError, Row, download, download_pages
 
 MATERIALS_PROJECT_URL = "https://api.materialsproject.org"
@@ -139,6 +140,7 @@ def p1_cif(
         for angle, i, j in (("alpha", 1, 2), ("beta", 0, 2), ("gamma", 0, 1)):
             cosine = float(np.clip(rows[i] @ rows[j] / (lengths[i] * lengths[j]), -1, 1))
             lines.append(f"_cell_angle_{angle} {np.degrees(np.arccos(cosine)):.8f}")
+        frac_coords = right_handed(rows, np.array(list(frac_coords)).reshape(-1, 3)).tolist()
     lines += ["_symmetry_space_group_name_H-M 'P 1'", "loop_"]
     lines += [f"_atom_site_{tag}" for tag in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy")]
     for number, (parts, (x, y, z)) in enumerate(zip(species, frac_coords, strict=True)):

@@ -32,6 +32,12 @@ DEFAULT_PROPERTIES = {
 BATCH_ROWS = 256
 
 
+def with_default_properties(asked: Mapping[str, str]) -> dict[str, str]:
+    """Columns asked for → names, and of DEFAULT_PROPERTIES those that would overrule none of them."""
+    names = set(asked.values())
+    return {**asked, **{c: n for c, n in DEFAULT_PROPERTIES.items() if c not in asked and n not in names}}
+
+
 class NoColumnError(ValueError):
     """A table without a column that was asked for."""
 

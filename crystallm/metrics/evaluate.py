@@ -27,6 +27,7 @@ from crystallm.data.readers import read_sources
 from crystallm.metrics.distributions import FEATURES, features_of, wasserstein_distances
 from crystallm.metrics.novelty import UNKNOWN, Comparison, compare_rows
 from crystallm.metrics.spill import SpilledList
+from crystallm.output import check_output
 from crystallm.parallel import Failure
 from crystallm.records import CIFRecord
 
@@ -46,6 +47,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("paths must name at least one folder, file or archive")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be 0 (this process) or more, got {self.workers}")
 
     @property
     def filter(self) -> FilterConfig:
@@ -230,8 +233,19 @@ def _compare(result: Evaluation, workers: int | None) -> None:
         result.unique_and_novel = Share(int((is_first & is_novel).sum()), n_read, max(n_unknown, n_uncompared))
 
 
+def check_report(path: str | Path, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
+    """ValueError for what is no parquet file, else as check_output."""
+    if Path(path).suffix.lower() != ".parquet":
+        raise ValueError(f"{path}: wanted .parquet, got {Path(path).suffix!r}")
+    check_output(path, inputs, overwrite)
+
+
 def write_report(evaluation: Evaluation, path: str | Path) -> None:
-    """A parquet file with a row for each record: what rejected it, which checks it passes, what it is."""
+    """A parquet file with a row for each record: what rejected it, which checks it passes, what it is.
+
+    Raises ValueError for another ending; see check_report.
+    """
+    check_report(path, overwrite=True)
     import pyarrow as pa
     import pyarrow.parquet as pq
 

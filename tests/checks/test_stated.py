@@ -55,7 +55,7 @@ def rock_salt(root):
     return lambda **changes: ROCK_SALT.format(**{**defaults, "operators": operators, **changes})
 
 
-@pytest.mark.parametrize("name", ["NaCl", "Na4Cl4", "ClNa", "I", "B2", "global", "mp-22862", "Na", "1000041"])
+@pytest.mark.parametrize("name", ["NaCl", "Na4Cl4", "ClNa", "I", "B2", "global", "mp-22862", "Na", "1000041", "CIF"])
 def test_a_data_name_is_a_formula_only_where_it_can_be_one(parsed, rock_salt, name):
     assert check_formula(parsed(rock_salt(name=name))) is None
 
@@ -63,8 +63,8 @@ def test_a_data_name_is_a_formula_only_where_it_can_be_one(parsed, rock_salt, na
 @pytest.mark.parametrize(
     ("changes", "tag"),
     [
-        ({"name": "KCl"}, "data_ says KCl"),
-        ({"name": "Na2Cl"}, "data_ says Na2Cl"),
+        ({"name": "KCl", "total": "?"}, "data_ says KCl"),
+        ({"name": "Na2Cl", "total": "?"}, "data_ says Na2Cl"),
         ({"total": "Na4 Cl3"}, "_chemical_formula_sum says Na4Cl3"),
         ({"structural": "NaCl2"}, "_chemical_formula_structural says NaCl2"),
     ],
@@ -82,6 +82,25 @@ def test_multiplicities(parsed, rock_salt, cif):
     assert check_multiplicity(parsed(rock_salt())) is None
     assert "Na0 states multiplicity 8" in (check_multiplicity(parsed(rock_salt(na=8))) or "")
     assert check_multiplicity(parsed(cif("NaCl"))) is None  # states none
+
+
+def test_orders_of_the_site_symmetry_are_no_multiplicities(parsed, rock_salt, cif):
+    """As SHELXL-97 writes them: 48 of m-3m, for 4 atoms by 192 operators."""
+    orders = rock_salt(na=48).replace("Cl Cl1 4", "Cl Cl1 48")
+    assert check_multiplicity(parsed(orders)) is None
+    assert "Cl1 states multiplicity 96" in (check_multiplicity(parsed(rock_salt().replace("Cl1 4", "Cl1 96"))) or "")
+    assert "Na0 states multiplicity 48" in (check_multiplicity(parsed(rock_salt(na=48))) or "")
+    newer = orders.replace("_atom_site_symmetry_", "_atom_site_site_symmetry_")
+    assert "Na0 states multiplicity 48" in (check_multiplicity(parsed(newer)) or "")
+
+
+def test_a_canonical_text_states_how_many_formula_units_it_holds(parsed, cif):
+    from crystallm.canonical import canonicalize
+
+    text = canonicalize(parse_cif(cif("rutile"))[0]).to_text()
+    assert check_formula(parsed(text)) is None
+    wrong = text.replace("_crystallm_primitive_formula_units 2", "_crystallm_primitive_formula_units 3")
+    assert check_formula(parsed(wrong)) == "the head states Ti3O6 in the cell, the sites hold Ti2O4"
 
 
 def test_crystallm_wants_all_three_formulas(parsed, rock_salt, cif):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crystallm.output import check_output, check_output_folder
+from crystallm.output import check_is_folder, check_output, check_output_folder, spare_inputs
 
 OURS = "crystals of an earlier run"
 
@@ -52,6 +52,11 @@ def test_an_input_is_never_an_output(folder: Path, overwrite: bool, monkeypatch:
         with pytest.raises(ValueError, match=message):
             check_output_folder(folder, is_ours, OURS, [source], overwrite)
     check_output_folder("new", is_ours, OURS, [".", "a.cif"], overwrite)
+    spare_inputs("../new/deep", ["a.cif", "."])
+    with pytest.raises(ValueError, match=r"new/deep would lie in the input \."):
+        spare_inputs("new/deep", ["."])
+    with pytest.raises(ValueError, match=r"a\.cif is a file; wanted a folder"):
+        check_is_folder("a.cif/deep")
 
 
 def test_a_folder_is_new_or_empty_or_of_an_earlier_run(folder: Path, tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_reasons(rock_salt, change, reason):
     assert row.reason and not row.text
 
 
+@pytest.mark.parametrize("formula, wrong", [("Na Cl", ""), ("Cl4 Na4", ""), ("H4 Cl Na O2", "H4 Cl1 Na1 O2"), ("?", ""), ("NACL", ""), ("Na Cl H0", "")])
+def test_the_formula_stated_is_that_of_the_atoms(rock_salt, formula, wrong):
+    row = clean(rock_salt().replace("_cell_length_a", f"_chemical_formula_sum '{formula}'\n_cell_length_a"))
+    assert row.rejected_by == ("formula" if wrong else None)
+    assert row.reason == (f"the formula stated is {wrong}, the sites hold NaCl" if wrong else "")
+
+
 def test_options_reject_by_name(rock_salt):
     assert clean(rock_salt(), excluded_formulas=frozenset({"NaCl"})).rejected_by == "excluded_formula"
     row = clean(rock_salt(), max_sites=1)

@@ -18,6 +18,7 @@ from crystallm.data.prepare import PrepareConfig, PrepareError, prepare
 from crystallm.data.readers import read_sources
 from crystallm.data.shards import open_shards, read_meta
 from crystallm.data.split import split_of
+from crystallm.data.tables import with_default_properties
 from tokenizer import CIFTokenizer
 
 CATIONS = ("Li", "Na", "K", "Rb", "Cs", "Ag", "Tl")
@@ -67,7 +68,7 @@ def test_everything_read_is_kept_or_rejected_by_name(corpus, tmp_path):
     assert meta["n_read"] == meta["n_kept"] + sum(meta["rejected_by"].values())
     text = str(result)
     assert re.search(r"read +60", text) and re.search(r"duplicate +2", text) and re.search(r"kept +56", text)
-    assert not (tmp_path / "out" / "work").exists()
+    assert not (tmp_path / "out" / ".crystallm_work").exists()
 
 
 def test_records_and_shards_agree(corpus, tmp_path):
@@ -120,6 +121,24 @@ def test_excluded_formulas_stay_out(corpus, tmp_path, caesium_chloride):
     assert result.warnings == ("1 excluded structures could not be read, so their formulas are not kept out",)
 
 
+def test_an_excluded_source_that_cannot_be_read_stops_the_run(corpus, tmp_path, caesium_chloride):
+    sources = {
+        "other.csv": ("structure\nx\n", r"no_cif_column, other\.csv: no column 'cif'"),
+        "broken.parquet": ("PAR1", r"unreadable|bad_table"),
+        "broken.tar": ("x" * 600, "bad_archive"),
+        "rows.csv": ("cif\ndata_x\n", "no formula could be read"),
+        "none.csv": ("cif\n", "no formula could be read"),
+    }
+    good = tmp_path / "good.cif"
+    good.write_text(caesium_chloride("Na", "Cl"))
+    for name, (text, message) in sources.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(PrepareError, match=f"--exclude .*{name}: .*({message})"):
+            run(corpus, tmp_path / "out", exclude=(str(good), str(tmp_path / name)))
+    result = run(corpus, tmp_path / "out", exclude=(str(good),))  # no trace of the others is in the way
+    assert result.rejected_by["excluded_formula"] == 2
+
+
 def test_split_as_given(tmp_path, rock_salt):
     rows = [
         {"id": "a", "cif": rock_salt(a=5.64), "fold": "train"},
@@ -149,6 +168,26 @@ def test_chains_of_duplicates_name_one_that_was_kept(tmp_path, rock_salt, caesiu
     assert rejected(tmp_path / "out") == {"b": ("duplicate", "a"), "c": ("duplicate", "a")}
 
 
+def test_a_value_of_a_duplicate_is_not_lost(tmp_path, rock_salt):
+    """Rows in two chunks: an equal text and a matching structure, each with what the first lacks."""
+    table = {
+        "id": ["a", "b", "c", "d"],
+        "cif": [rock_salt(), rock_salt("K"), rock_salt(), rock_salt(a=5.65)],
+        "band_gap": [None, None, 5.0, 6.0],
+        "e_above_hull": [0.1, None, 0.2, 0.3],
+        "formation_energy_per_atom": [None, None, None, -2.0],
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    result = run(tmp_path / "t.parquet", tmp_path / "out", chunk_rows=2, required=("band_gap_ev",))
+    first, other = kept(tmp_path / "out")
+    names = ("id", "band_gap_ev", "e_above_hull_ev_per_atom", "formation_energy_ev_per_atom")
+    assert [first[name] for name in names] == ["a", 5.0, 0.1, -2.0]
+    assert [other[name] for name in names] == ["b", None, None, None]
+    assert result.failure is None and result.labels["band_gap_ev"] == 1
+    run(tmp_path / "t.parquet", tmp_path / "all", keep_duplicates=True)
+    assert [row["band_gap_ev"] for row in kept(tmp_path / "all")] == [None, None, 5.0, 6.0]
+
+
 def test_only_texts_without_matching(corpus, tmp_path):
     assert run(corpus, tmp_path / "out", match_structures=False).rejected_by["duplicate"] == 1
 
@@ -166,13 +205,22 @@ def test_properties_by_name(tmp_path, rock_salt):
     assert (row["band_gap_ev"], row["bulk_modulus_gpa"], row["e_above_hull_ev_per_atom"]) == (5.0, 25.0, None)
 
 
+def test_a_column_asked_for_wins_over_the_usual_one(tmp_path, rock_salt):
+    table = pa.table({"cif": [rock_salt(), rock_salt("K")], "band_gap": [5.0, 4.0], "gap_hse": [6.5, None]})
+    pq.write_table(table.append_column("e_above_hull", pa.array([0.0, 0.1])), tmp_path / "t.parquet")
+    run(tmp_path / "t.parquet", tmp_path / "out", properties=with_default_properties({"gap_hse": "band_gap_ev"}))
+    assert [row["band_gap_ev"] for row in kept(tmp_path / "out")] == [6.5, None]
+    assert [row["e_above_hull_ev_per_atom"] for row in kept(tmp_path / "out")] == [0.0, 0.1]
+    assert with_default_properties({"band_gap": "gap_ev"})["band_gap"] == "gap_ev"
+
+
 def test_a_property_without_any_value_is_told_with_the_columns_there_are(corpus, tmp_path):
     columns = {"nonexistent": "foo_bar", "material_id": "words", "band_gap": "gap_ev"}
     result = run(corpus, tmp_path / "out", properties=columns, required=("foo_bar", "words", "gap_ev"))
     lines = str(result).splitlines()
     there = "there are 'material_id', 'cif', 'band_gap'"
     assert f"foo_bar: 0 of 56 have a value; no column 'nonexistent'; {there}" in lines
-    assert "words: 0 of 56 have a value; no number in column 'material_id'" in lines
+    assert "words: 0 of 56 have a value; no structure kept has a number in column 'material_id'" in lines
     assert "gap_ev: 28 of 56 have a value" in lines
     assert result.failure == "no structure has a value of foo_bar, words"
     again = run(corpus, tmp_path / "out", properties=columns)  # nothing is required, so nothing is wrong
@@ -232,9 +280,65 @@ def test_folder_of_another_call_is_refused(corpus, tmp_path):
     assert list(again.counts) == ["train"] and not list((tmp_path / "out").glob("*_val.*"))
 
 
+def test_nothing_that_is_not_ours_is_replaced(corpus, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "work").mkdir(parents=True)
+    (mine / "work" / "thesis.txt").write_text("years")
+    assert run(corpus, mine).n_kept == 56 and (mine / "work" / "thesis.txt").read_text() == "years"
+    for name in ("records.parquet", "rejected.parquet", "tokens_train.npy", "meta.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("[]")
+        for overwrite in (False, True):
+            with pytest.raises(PrepareError, match=f"holds {name}, which no preparation made here"):
+                run(corpus, folder, overwrite=overwrite)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == "[]"
+    with pytest.raises(PrepareError, match=r"corpus\.parquet is a file; wanted a folder"):
+        run(corpus, corpus / "out")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_output_is_no_input_and_lies_in_none(corpus, tmp_path, overwrite):
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(corpus, source / "a.parquet")
+    shutil.copy(corpus, source / "records.parquet")
+    for out, message in [
+        (source, "is an input"),
+        (source / "out", "would lie in the input"),
+        (tmp_path, "holds the input"),
+    ]:
+        with pytest.raises(PrepareError, match=message):
+            run(source, out, overwrite=overwrite)
+        with pytest.raises(PrepareError, match=message):
+            run(corpus if out != tmp_path else source, out, exclude=(str(source),), overwrite=overwrite)
+    assert sorted(path.name for path in source.iterdir()) == ["a.parquet", "records.parquet"]
+
+
+def test_work_without_its_plan_is_done_anew(corpus, tmp_path, monkeypatch):
+    from crystallm.data import prepare as module
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(module, "DuplicateSearch", None)
+    with pytest.raises(TypeError):
+        run(corpus, out)
+    monkeypatch.undo()
+    (out / ".crystallm_work" / "plan.txt").unlink()  # the first to go, of a folder that is being removed
+    run(corpus, out, limit=20)
+    assert read_meta(out)["n_read"] == 20
+
+
 def test_config_checks_itself(tmp_path):
     with pytest.raises(ValueError, match=r"must leave some to train, got 0\.6, 0\.4"):
         PrepareConfig(("x",), "out", val_share=0.6, test_share=0.4)
+    for name, value, message in [
+        ("limit", -1, "limit must be at least 1 row, got -1"),
+        ("workers", -1, r"workers must be 0 \(this process\) or more, got -1"),
+        ("properties", {"gap": "text"}, "a property cannot be named 'text', a column of the result"),
+        ("properties", {"gap": ""}, "a property cannot be named ''"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PrepareConfig(("x",), "out", **{name: value})
     with pytest.raises(ValueError, match="at least one folder"):
         PrepareConfig((), "out")
     with pytest.raises(FileNotFoundError, match=r"gone.cif does not exist"):
@@ -263,6 +367,10 @@ def test_the_script(corpus, tmp_path, root):
         (("gone.cif", "--out", "new"), "gone.cif does not exist"),
         ((corpus, "--out", "out"), "out holds another preparation"),
         ((corpus, "--out", "new", "--property", "gap"), "--property wants COLUMN=NAME, got 'gap'"),
+        ((corpus, "--out", "new", "--property", "gap=text"), "a property cannot be named 'text'"),
+        ((corpus, "--out", "new", "--limit", "-1"), "limit must be at least 1 row, got -1"),
+        ((corpus, "--out", "x.cif"), "x.cif is a file; wanted a folder"),
+        ((corpus, "--out", "."), "holds the input"),
         ((corpus, "--out", "new", "--val-share", "1"), "val_share and test_share must leave some to train"),
     ]:
         failed = script(*arguments)
@@ -295,7 +403,7 @@ def start(corpus, out, log, delay, root):
 def test_a_killed_run_goes_on_where_it_was(corpus, tmp_path, root):
     log = tmp_path / "log"
     process = start(corpus, tmp_path / "out", log, 0.05, root)
-    chunk = tmp_path / "out" / "work" / "clean" / "00000002.parquet"
+    chunk = tmp_path / "out" / ".crystallm_work" / "clean" / "00000002.parquet"
     deadline = time.time() + 60
     while not chunk.exists() and time.time() < deadline and process.poll() is None:
         time.sleep(0.01)

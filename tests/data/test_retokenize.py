@@ -78,6 +78,15 @@ def test_texts_ids_and_properties_stay(source, tmp_path, name):
         retokenize(source, tmp_path / name, name)
 
 
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(source, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"random_descriptions must be 0 \(the texts themselves\) or more, got -1"):
+        retokenize(source, tmp_path / "new", "cif", random_descriptions=-1)
+    with pytest.raises(ValueError, match="file is a file; wanted a folder"):
+        retokenize(source, tmp_path / "file", "cif")
+    assert not (tmp_path / "new").exists() and (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_unknown_vocabulary_is_answered_with_all_there_are(source, tmp_path):
     with pytest.raises(ValueError, match=r"no vocabulary 'nonsense'; wanted digits, .*bpe_gpt2, cif, crystallm_v1"):
         retokenize(source, tmp_path / "out", "nonsense")

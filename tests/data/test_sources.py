@@ -11,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from crystallm.canonical import canonicalize
 from crystallm.cif import parse_cif
 from crystallm.data.download import Connection, DownloadError, _retry_after, download
 from crystallm.data.prepare import PrepareConfig, prepare
 from crystallm.data.readers import read_sources
-from crystallm.data.sources import download_cdvae, download_materials_project, download_optimade
+from crystallm.data.sources import download_cdvae, download_materials_project, download_optimade, p1_cif
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -299,6 +300,14 @@ def test_optimade(server, tmp_path, as_object):
     assert result.rejected_by["partial_occupancy"] == 2 and result.rejected_by["no_cell"] == 3
     assert "# not converted: LinAlgError: Singular matrix" in records[5].cif
     assert sum(result.rejected_by.values()) == 7
+
+
+def test_a_left_handed_cell_is_no_mirror_image(root):
+    quartz, _ = parse_cif((root / "tests/cifs/quartz.cif").read_text())
+    rows, frac = quartz.lattice[[1, 0, 2]], quartz.frac_coords[:, [1, 0, 2]]
+    again, _ = parse_cif(p1_cif("quartz", rows.tolist(), [[(s, 1.0)] for s in quartz.symbols], frac.tolist()))
+    assert canonicalize(again).to_text() == canonicalize(quartz).to_text()
+    assert canonicalize(again).group.symbol == "P3_221"
 
 
 def test_replies_that_are_no_pages(server, tmp_path):

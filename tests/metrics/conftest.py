@@ -33,7 +33,7 @@ def bad_files(tmp_path: Path, cif_texts: dict[str, str]) -> Path:
     write("empty.blank.cif", " \n\n")
     write("syntax.truncated.cif", salt[: salt.index("Na1 Na") + 4])
     write("binary.cif", bytes(range(256)) * 20)
-    write("not_utf8.cif", salt.replace("Halite", "Hälite").encode("latin-1"))
+    write("not_utf8.cif", salt.replace("Na1 Na ", "'Nä1' Na ").encode("latin-1"))
     write("unknown_element.cif", salt.replace("Na1 Na ", "Qq1 Qq "))
     half = salt.replace("_fract_z\n", "_fract_z\n_atom_site_occupancy\n")
     write("partial_occupancy.cif", half.replace(" 0 0 0", " 0 0 0 0.5").replace(" 0.5 0.5 0.5", " 0.5 0.5 0.5 1"))

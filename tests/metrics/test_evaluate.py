@@ -154,6 +154,8 @@ def test_the_command_says_what_is_wrong_before_it_reads(root, tmp_path, monkeypa
     (tmp_path / "rates.png").write_text("")
     for arguments, message in (
         (["nowhere"], "nowhere does not exist"),
+        (["a", "--out", "report.csv"], r"report\.csv: wanted \.parquet, got '\.csv'"),
+        (["a", "--workers", "-1"], r"workers must be 0 \(this process\) or more, got -1"),
         (["a", "--out", "report.parquet"], r"report\.parquet exists; --overwrite replaces it"),
         (["a", "--pictures", "."], r"rates\.png exists"),
         (["a", "--reference", "report.parquet", "--out", "report.parquet", "--overwrite"], "is an input"),
