@@ -55,7 +55,7 @@ class GenerateConfig:
     restarts: int = 20  # a sample that no token can follow is drawn again, up to so many times
     until_valid: bool = False  # draw until `num` are valid
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
-    unique: bool = False  # reject what matches an earlier one
+    unique: bool = False  # reject what matches an earlier one, of any prompt
     rules: str = "default"  # checks: default | crystallm | cdvae | none
     refine: bool = False  # the diffusion model goes over what was drawn
     refiner: str | None = None  # its checkpoint; None: the bundled one
@@ -109,7 +109,8 @@ def generate(
     """`num` records for each prompt, in order, drawn from a model and checked; `settings` are GenerateConfig's.
 
     Rejected ones say why (`rejected_by`, `reason`). With `until_valid` there are as many as it took to get `num` valid
-    ones, or max_draws. The same seed gives the same records. Raises PromptError for what no structure can satisfy.
+    ones of each prompt, with `unique` such as no earlier prompt has either, or max_draws. The same seed gives the same
+    records. Raises PromptError for what no structure can satisfy.
     """
     if prompt is not None:
         settings["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)
@@ -176,20 +177,9 @@ class Generator:
     def stream(self, config: GenerateConfig) -> Iterator[CIFRecord]:
         """The records of `generate` one by one, none kept: memory does not grow with `num`.
 
-        With `unique` the canonical texts of the valid ones are kept, until the next prompt.
+        With `unique` the canonical texts of the valid ones are kept.
         """
-        records = self.stream_from(self.prompts(config), config)
-        return self._refined(records, config) if config.refine else records
-
-    def _refined(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
-        from crystallm.checks.filter import FilterConfig
-        from crystallm.refine.records import RefineConfig
-        from crystallm.sample.refined import load, refine_checked
-
-        model, info = load(config.refiner, config.device)
-        checks = FilterConfig(config.rules, workers=config.workers)
-        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
-        return refine_checked(records, model, refine, checks, info["model_hash"])
+        return self.stream_from(self.prompts(config), config)
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
@@ -202,6 +192,11 @@ class Generator:
         mode = config.constraints or self.form.best_constraints
         config = replace(config, constraints=mode)
         series: collections.deque[Series] = collections.deque()
+        distinct = None
+        if config.unique:
+            from crystallm.checks.match_index import CrystalIndex
+
+            distinct = CrystalIndex()
         seen: dict[str, int] = {}
         is_conditioned = False
         for number, prompt in enumerate(prompts):
@@ -212,9 +207,13 @@ class Generator:
             seen[key] = first + config.draws_per_prompt
             name = f"{number:04d}-" if len(prompts) > 1 else ""
             is_conditioned |= bool(property_lines(prompt.text))
-            series.append(Series(number, name, prompt, stream, first, config))
+            series.append(Series(number, name, prompt, stream, first, config, distinct))
         if config.guidance != 1 and not is_conditioned:
             raise PromptError(f"guidance={config.guidance:g} goes with properties, and none is asked for")
+        if config.refine:
+            from crystallm.sample.refined import load
+
+            load(config.refiner, config.device)  # one that is not there is told now
         if config.workers == 0:
             return self._stream(series, functools.partial(draw_here, self, config=config))
         from crystallm.sample.workers import draw_in_workers
@@ -236,6 +235,7 @@ class Generator:
                     unfinished.popleft()
                 if not unfinished:  # what is still being drawn is not wanted
                     return
+                queue.ask(unfinished[0])  # in place of duplicates
 
     def draw(self, tickets: Iterable[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
         """Their records, in order, not checked yet: what ends early waits for what began before.
@@ -265,12 +265,21 @@ class Generator:
         assert not ended and not waiting
 
     def checked(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
-        """The records after the checks that config names."""
+        """The records after the checks that config names, refined if that is asked for, in this process."""
         if config.rules == "none":
             return records
         from crystallm.checks.filter import FilterConfig, filter_records
 
-        return filter_records(records, FilterConfig(config.rules, workers=config.workers))
+        checks = FilterConfig(config.rules)
+        found = filter_records(records, checks)
+        if not config.refine:
+            return found
+        from crystallm.refine.records import RefineConfig
+        from crystallm.sample.refined import load, refine_checked
+
+        model, info = load(config.refiner, config.device)
+        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
+        return refine_checked(found, model, refine, checks, info["model_hash"])
 
     def records_of(
         self, samples: Iterable[Sample], prompt: Prompt, config: GenerateConfig, first: int = 0
@@ -333,7 +342,7 @@ class Generator:
 
 
 def draw_here(generator: Generator, tickets: Iterator[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
-    """Checked records of the tickets, in order, drawn in this process."""
+    """Records of the tickets, in order, drawn, checked and refined in this process."""
     return generator.checked(generator.draw(tickets, config), config)
 
 

@@ -35,7 +35,8 @@ def refine_checked(
     """Records that were checked -> as many, in order, refined and checked by the same rules.
 
     In provenance["refined"], "failed" says why a record stayed as it was, which passed and would not have passed
-    refined; "mended" which check a record had failed that passes now. A record without a crystal comes back untouched.
+    refined; "mended" which check a record had failed that passes now. A record without a crystal comes back untouched,
+    and so does a duplicate: the checks, which look at one record at a time, would let it pass.
     """
     waiting = iter(records)
     while before := list(itertools.islice(waiting, RECORDS_AT_ONCE)):
@@ -44,7 +45,7 @@ def refine_checked(
 
 
 def _better(old: CIFRecord, new: CIFRecord) -> CIFRecord:
-    if new.provenance == old.provenance:
+    if new.provenance == old.provenance or old.rejected_by == "duplicate":
         return old
     if old.rejected_by is None and new.rejected_by is not None:
         return _noted(old, new, failed=f"{new.rejected_by}: {new.reason}")

@@ -128,15 +128,16 @@ def test_until_valid_and_unique_by_hand(checkpoint: str) -> None:
     drawn = generate(prompts, num=30, **settings)  # random numbers of the second NaCl go on after the first's
     asked = {"num": 3, "max_draws": 30, "until_valid": True, "unique": True}
     wanted: list[tuple[str, str | None]] = []
+    kept: list[str] = []
     for number in range(len(prompts)):
-        kept: list[str] = []
+        n_before = len(kept)
         for record in drawn[30 * number : 30 * number + 30]:
             fell = record.rejected_by
             if fell is None and any(same_crystal(text, record.text) for text in kept):
                 fell = "duplicate"
             kept += [record.text] if fell is None else []
             wanted.append((record.text, fell))
-            if len(kept) == 3:
+            if len(kept) == n_before + 3:
                 break
     assert {"duplicate", "cell", None} <= {fell for _, fell in wanted} and len(wanted) < 90
     for batch in (256, 3, 1):
@@ -186,6 +187,19 @@ def test_unique(checkpoint: str) -> None:
     records = generate(unique=True, **settings)
     assert [record.rejected_by for record in records] == [None, "duplicate", "duplicate"]
     assert records[2].reason == "the same crystal as gen-000000"
+
+
+def test_unique_holds_across_prompts(checkpoint: str) -> None:
+    """And with until_valid each prompt still gets as many of its own, if it can."""
+    settings = {"seed": 0, "model": checkpoint, "temperature": 0.0, "rules": "none", "unique": True, **NACL}
+    settings["prompt"] = ("NaCl", "Na Cl")
+    records = generate(num=1, **settings)
+    assert [record.rejected_by for record in records] == [None, "duplicate"]
+    assert records[1].reason == "the same crystal as gen-0000-000000"
+    for batch in (256, 1):
+        records = generate(num=1, until_valid=True, max_draws=3, batch=batch, **settings)
+        assert [record.id for record in records] == ["gen-0000-000000"] + [f"gen-0001-00000{k}" for k in range(3)]
+        assert [record.rejected_by for record in records] == [None] + 3 * ["duplicate"]
 
 
 @pytest.mark.parametrize("mode", ["none", "syntax"])
