@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
+COMMAND_SETTINGS = ("keep_rejected", "out", "overwrite", "known")  # what report.run reads, and nobody else
 CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
 
 
@@ -115,6 +116,9 @@ def generate(
     if prompt is not None:
         settings["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)
     config = replace(config or GenerateConfig(), **settings)
+    ignored = [name for name in COMMAND_SETTINGS if getattr(config, name) != getattr(GenerateConfig, name)]
+    if ignored:
+        raise ValueError(f"generate() returns all records and writes none: {', '.join(ignored)} go with bin/sample.py")
     return Generator.load(config.model, config.device).generate(config)
 
 
@@ -170,6 +174,13 @@ class Generator:
         vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
         return replace(prompt, text=add_lines(prompt.text, prompt.steering, vocabulary, prompt.name, trained))
 
+    def begin(self, prompt: Prompt, mode: Mode, min_distance_ang: float | None = None) -> Begun:
+        """The prompt's tokens, and a maker of constraints. PromptError where they cannot be, or are too many."""
+        ids, new_constraint = self.form.begin(prompt, mode, min_distance_ang)
+        if len(ids) > (block_size := self.model.config.block_size):
+            raise PromptError(f"{prompt.name}: {len(ids)} tokens, the model reads at most {block_size}")
+        return ids, new_constraint
+
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
         return list(self.stream(config))
@@ -200,7 +211,7 @@ class Generator:
         seen: dict[str, int] = {}
         is_conditioned = False
         for number, prompt in enumerate(prompts):
-            self.form.begin(prompt, mode, config.min_distance_ang)  # PromptError where that cannot be
+            self.begin(prompt, mode, config.min_distance_ang)  # PromptError where that cannot be
             key = f"{prompt.text}{prompt.request}"
             stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
             first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
@@ -251,7 +262,7 @@ class Generator:
                     begun.clear()
                     n_condition = len(self.tokenizer.encode(property_lines(ticket.prompt.text)))
                     mode = config.constraints or self.form.best_constraints
-                    begun[ticket.number] = self.form.begin(ticket.prompt, mode, config.min_distance_ang), n_condition
+                    begun[ticket.number] = self.begin(ticket.prompt, mode, config.min_distance_ang), n_condition
                 (ids, new_constraint), n_condition = begun[ticket.number]
                 waiting.append(ticket)
                 yield Job(ticket.index, ids, new_constraint, config.restarts, n_condition)
@@ -279,7 +290,7 @@ class Generator:
 
         model, info = load(config.refiner, config.device)
         refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
-        return refine_checked(found, model, refine, checks, info["model_hash"])
+        return refine_checked(found, model, refine, checks, info["model_hash"], config.min_distance_ang)
 
     def records_of(
         self, samples: Iterable[Sample], prompt: Prompt, config: GenerateConfig, first: int = 0
@@ -303,7 +314,7 @@ class Generator:
 
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
-        provenance = self._provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
+        provenance = self.provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
         scores = (sample.log_likelihood, sample.log_likelihood / max(n_tokens, 1), sample.log_mass)
         record = CIFRecord(
             id=record_id,
@@ -317,7 +328,8 @@ class Generator:
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)
         return self.form.finish(record)
 
-    def _provenance(self, prompt: Prompt, k: int, config: GenerateConfig) -> dict[str, Any]:
+    def provenance(self, prompt: Prompt, k: int, config: GenerateConfig) -> dict[str, Any]:
+        """Of the prompt's k-th sample, as far as it is known before it is drawn."""
         settings = {
             "space_group": config.space_group,
             "formula_units": config.formula_units,

@@ -219,10 +219,10 @@ def begin(
     prompt: Prompt, rules: Rules, mode: Mode = "full", min_distance_ang: float | None = None
 ) -> tuple[list[int], Callable[[], Constraint]]:
     """The prompt's tokens, and a maker of constraints that have read them. Raises PromptError where they cannot."""
+    if mode != "full" and (asked := _needs_full(prompt.request)):
+        raise PromptError(f"{prompt.name}: {asked} needs constraints=full, got constraints={mode}")
     if mode == "none":
         return _begin_free(prompt, rules)
-    if mode == "syntax" and (asked := _needs_full(prompt.request)):
-        raise PromptError(f"{prompt.name}: {asked} needs constraints=full, got constraints={mode}")
 
     def new() -> Syntax:
         return Syntax(rules, prompt.request) if mode == "syntax" else Full(rules, prompt.request, min_distance_ang)
@@ -253,15 +253,13 @@ def _needs_full(request: Request) -> str:
         return "a chemical system"
     if request.cell != NO_CELL:
         return "a cell"
+    if request.conventional_units is not None:
+        return "a number of formula units in the conventional cell"
     return "a prototype" if request.arrangements is not None else ""
 
 
 def _begin_free(prompt: Prompt, rules: Rules) -> tuple[list[int], Callable[[], Constraint]]:
     request = prompt.request
-    if _needs_full(request) in ("a cell", "a prototype"):
-        raise PromptError(f"{prompt.name}: {_needs_full(request)} needs constraints=full, got constraints=none")
-    if request.elements is not None or request.conventional_units is not None:
-        raise PromptError(f"{prompt.name}: with constraints=none a prompt is a reduced formula or a CIF prefix")
     written = {"space group": (request.space_groups, _GROUP), "formula units": (request.formula_units, _UNITS)}
     for name, (asked, keyword) in written.items():
         if asked is not None and not re.search(re.escape(keyword) + r"\s*\S", prompt.text):

@@ -170,6 +170,20 @@ def test_a_stream_stops_where_it_is_left(checkpoint: str) -> None:
         generator.stream(GenerateConfig(**{**settings, "formula_units": 3}))
 
 
+def test_a_prompt_too_long_is_named_before_drawing(checkpoint: str) -> None:
+    long = "data_NaCl\n_crystallm_primitive_formula_units 1\n_symmetry_space_group_name_H-M P1" + " P1" * 400
+    generator, config = Generator.load(checkpoint, "cpu"), GenerateConfig(("NaCl", long), constraints="none")
+    with pytest.raises(PromptError, match=r"^'data_NaCl': \d+ tokens, the model reads at most 400$"):
+        generator.stream(config)
+
+
+def test_settings_of_the_command_are_refused_by_the_function(checkpoint: str, tmp_path: Path) -> None:
+    settings = {"out": str(tmp_path / "o.parquet"), "keep_rejected": True, "overwrite": True, "known": "known.parquet"}
+    for name, value in settings.items():
+        with pytest.raises(ValueError, match=f"returns all records and writes none: {name} go with bin/sample.py"):
+            generate("NaCl", model=checkpoint, **{name: value})
+
+
 def test_prompts_with_the_same_random_numbers(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream of a prompt is 32 bits of a hash: two of a million prompts will share one."""
 

@@ -115,6 +115,9 @@ def test_unsatisfiable_systems(rules: Rules) -> None:
 def test_weaker_constraints_refuse_what_they_cannot_hold(rules: Rules) -> None:
     with pytest.raises(PromptError, match="chemical system needs constraints=full"):
         begin(parse_prompt("Li-Fe-O"), rules, "syntax")
+    for mode in ("none", "syntax"):
+        with pytest.raises(PromptError, match=f"units in the conventional cell needs constraints=full, got .*{mode}"):
+            begin(parse_prompt("Na4Cl4"), rules, mode)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="cannot ask for a space group"):
         begin(parse_prompt("NaCl", 225), rules, "none")
     begin(parse_prompt("NaCl", 225, 1), rules, "none")

@@ -226,3 +226,16 @@ def test_a_refiner_that_is_not_there_is_told_before_drawing(checkpoint: str, tmp
         config = GenerateConfig("TiO2", refine=True, refiner=str(tmp_path / "none"), workers=workers)
         with pytest.raises(FileNotFoundError, match="none"):
             Generator.load(checkpoint, "cpu").stream(config)
+
+
+def test_refined_atoms_keep_the_distance_that_was_asked_for(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"num": 3, "seed": 0, "model": checkpoint, "device": "cpu", "min_distance_ang": 1.94}
+    drawn = generate(UP_TO_U, **settings)
+    assert all(one.rejected_by is None for one in drawn)
+    towards(0.295, monkeypatch)  # Ti and O 1.915 Å apart, which the checks let pass
+    for one, before in zip(generate(UP_TO_U, refine=True, **settings), drawn, strict=True):
+        assert one.rejected_by is None and one.text == before.text
+        assert one.provenance["refined"]["failed"] == "distance: atoms 1.915 Å apart, 1.94 Å is asked for"
+    towards(0.303, monkeypatch)
+    for one in generate(UP_TO_U, refine=True, **settings):
+        assert one.text == RUTILE.replace("0.305", "0.303") and "failed" not in one.provenance["refined"]
