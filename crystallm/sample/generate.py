@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,6 +78,10 @@ class GenerateConfig:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
         if self.max_draws is not None and not self.until_valid:
             raise ValueError(f"max_draws goes with until_valid, got max_draws={self.max_draws} alone")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.min_distance_ang is not None and not 0 <= self.min_distance_ang < math.inf:
+            raise ValueError(f"min_distance_ang must be 0 or above and finite, got {self.min_distance_ang}")
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.workers is not None and self.workers < 0:
@@ -188,7 +193,7 @@ class Generator:
     def stream(self, config: GenerateConfig) -> Iterator[CIFRecord]:
         """The records of `generate` one by one, none kept: memory does not grow with `num`.
 
-        With `unique` the canonical texts of the valid ones are kept.
+        With `refine` they come by the thousand; with `unique` the canonical texts of the valid ones are kept.
         """
         return self.stream_from(self.prompts(config), config)
 
@@ -369,7 +374,9 @@ def rows_that_fit(model: GPT) -> int:
     """Sequences whose keys and values fit in CACHE_BYTES, or half of a GPU's free memory, if all grow to the end."""
     import torch
 
+    from crystallm.sample.decoder import room_of_row
+
     config, weight = model.config, next(model.parameters())
-    row_bytes = 2 * config.n_layer * config.block_size * config.n_embd * weight.element_size()
+    row_bytes = 2 * config.n_layer * room_of_row(config.block_size) * config.n_embd * weight.element_size()
     free = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else CACHE_BYTES
     return max(1, free // row_bytes)

@@ -29,7 +29,7 @@ from crystallm.model.tokens import token_spec
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.constraints import DeadEnd
 from crystallm.sample.crystallm_form import CrystaLLMForm
-from crystallm.sample.crystallm_syntax import SLOT, CrystaLLMSyntax, Words, words_of
+from crystallm.sample.crystallm_syntax import MAX_ENCODED, SLOT, CrystaLLMSyntax, Words, words_of
 from crystallm.sample.crystallm_text import atom_types, cell_formula, full_cif, head, structural_formula
 from crystallm.sample.engine import Engine, Job
 from crystallm.sample.formulas import PromptError
@@ -187,6 +187,14 @@ def refused_at(constraint: CrystaLLMSyntax, ids: list[int]) -> int | None:
             return position
         assert choice.slot == SLOT and (choice.mask is None or choice.mask[token])
     return None
+
+
+def test_kept_texts_do_not_grow_for_ever(words: Words) -> None:
+    for k in range(MAX_ENCODED + 10):
+        words.encode(f"{k}")
+    assert words.encode.cache_info().currsize == MAX_ENCODED
+    with pytest.raises(ValueError, match="é"):
+        words.encode("é")
 
 
 @pytest.mark.parametrize("name", CRYSTALS)
