@@ -20,7 +20,7 @@ from crystallm.checks.known import KnownCrystals, same_crystal
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import GenerateConfig, Generator, generate
-from crystallm.sample.report import Tally, run, table
+from crystallm.sample.report import Tally, _polymorphs_path, run, table
 from crystallm.sample.search import SearchConfig
 
 NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
@@ -184,6 +184,20 @@ def test_settings_of_the_command_are_refused_by_the_function(checkpoint: str, tm
             generate("NaCl", model=checkpoint, **{name: value})
 
 
+def test_polymorphs_are_written_beside_the_records() -> None:
+    """A folder's name may hold a dot: that is no ending."""
+    names = {"T0.5": "T0.5", "T0.7": "T0.7", "a.b.tar.gz": "a.b", "x.TGZ": "x", "x.parquet": "x", "x.tar": "x"}
+    for out, stem in names.items():
+        assert _polymorphs_path(out).name == f"{stem}.polymorphs.csv"
+
+
+def test_an_index_that_is_not_there_is_told(checkpoint: str, tmp_path: Path) -> None:
+    for name in ("none.npz", "none.parquet"):
+        config = GenerateConfig(**NACL, model=checkpoint, known=str(tmp_path / name))  # type: ignore[arg-type]
+        with pytest.raises(FileNotFoundError, match=rf"known: no file .*{name}; wanted .* known\.parquet or known"):
+            run(config)
+
+
 def test_prompts_with_the_same_random_numbers(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream of a prompt is 32 bits of a hash: two of a million prompts will share one."""
 
@@ -299,6 +313,11 @@ def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:
         ({"constraints": "some"}, ValueError, "constraints must be none, syntax or full, got 'some'"),
         ({"top_p": 2.0}, ValueError, "top_p"),
         ({"restarts": -1}, ValueError, "restarts"),
+        ({"temperature": 1e300}, ValueError, r"temperature must be .*, got 1e\+300"),
+        ({"batch": 0, "workers": 2}, ValueError, "batch must be at least 1, got 0"),
+        ({"min_distance_ang": -1.0}, ValueError, "min_distance_ang must be 0 or above and finite, got -1.0"),
+        ({"min_distance_ang": float("nan")}, ValueError, "finite, got nan"),
+        ({"min_distance_ang": float("inf")}, ValueError, "finite, got inf"),
         ({"device": "abacus"}, ValueError, "no device 'abacus' here, by torch .*; there are auto, cpu"),
     ],
 )

@@ -132,6 +132,12 @@ def test_files_of_prompts(tmp_path: Path) -> None:
     assert read_prompts(str(tmp_path / "prompts.txt")) == ["NaCl", "Li-Fe-O"]
     assert read_prompts(tmp_path / "one.cif") == [HEAD]
     assert read_prompts("NaCl") == ["NaCl"] and read_prompts(None) == [""] and read_prompts(("a", "b")) == ["a", "b"]
+    (tmp_path / "lines.txt").write_text("NaCl\n# density_g_per_cm3 +2.10\ndata_NaCl\n")
+    with pytest.raises(PromptError, match=r"lines\.txt, line 2: '# density_g_per_cm3 \+2\.10' goes with the text"):
+        read_prompts(tmp_path / "lines.txt")
+    conditioned = "# density_g_per_cm3 +2.10\ndata_NaCl\n"
+    (tmp_path / "conditioned.cif").write_text(conditioned)
+    assert read_prompts(tmp_path / "conditioned.cif") == [conditioned]
     for name in ("empty.txt", "empty.cif"):
         with pytest.raises(PromptError, match="no prompt in it"):
             read_prompts(tmp_path / name)
