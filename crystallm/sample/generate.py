@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
 COMMAND_SETTINGS = ("keep_rejected", "out", "overwrite", "known")  # what report.run reads, and nobody else
-CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
+CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 34 GB
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def test_duplicates_are_those_of_the_refined_crystals(checkpoint: str, monkeypat
 
 
 def test_workers_refine_what_they_draw(checkpoint: str) -> None:
-    settings = {"num": 6, "seed": 0, "model": checkpoint, "device": "cpu", "refine": True, "unique": True}
+    settings = {"num": 3, "seed": 0, "model": checkpoint, "device": "cpu", "refine": True, "unique": True}
     here, there = (generate("TiO2", space_group="P4_2/mnm", workers=n, **settings) for n in (0, 2))
     assert any("refined" in one.provenance for one in here)
     assert [(a.text, a.rejected_by) for a in here] == [(b.text, b.rejected_by) for b in there]
