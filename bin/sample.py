@@ -121,8 +121,6 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
         if "cell" in arguments:
             arguments["cell"] = read_assignments(arguments["cell"].split(","))
         refuse_ignored(asked.get("name"), [*asked] if "name" not in asked else [*asked, *arguments])
-        if asked and arguments.get("refine"):
-            raise ValueError("--refine goes without --search; refine what a search wrote with bin/refine.py")
         if rank and asked:
             raise ValueError("--rank goes without --search; a search is led by --scorer, or by --select")
         if predictor and not rank:

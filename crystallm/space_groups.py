@@ -14,6 +14,7 @@ import numpy as np
 
 from crystallm.resources import resource_path
 
+N_GROUPS = 230
 _DENOMINATOR = 24  # translations in the table are integers in 24ths
 
 
@@ -167,8 +168,8 @@ def space_group_number(key: int | str) -> int:
     text = str(key).strip()
     if text.lstrip("+-").isdigit():
         number = int(text)
-        if not 1 <= number <= 230:
-            raise SpaceGroupError(f"space group number {number} is outside 1-230")
+        if not 1 <= number <= N_GROUPS:
+            raise SpaceGroupError(f"space group number {number} is outside 1-{N_GROUPS}")
         return number
     spelling = text.split(":")[0].translate(str.maketrans("", "", " _()'\"\t")).casefold()
     known = _numbers()

@@ -7,6 +7,7 @@ hash, so it finds what is isopointal with a known crystal, which a matching one 
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,7 +36,15 @@ class KnownFingerprints:
 
     @classmethod
     def open(cls, path: str | Path) -> KnownFingerprints:
-        with np.load(path, allow_pickle=False) as archive:
+        """ValueError for a file that is no such index."""
+        try:
+            archive = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):  # text, nothing, half of one
+            archive = None
+        if not {"hashes", "ids"}.issubset(getattr(archive, "files", ())):
+            raise ValueError(f"{path}: wanted an .npz with hashes and ids, as KnownFingerprints.save writes")
+        assert archive is not None
+        with archive:
             return cls(archive["hashes"], archive["ids"])
 
     def save(self, path: str | Path) -> None:

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from crystallm.space_groups import space_group
+from crystallm.space_groups import N_GROUPS, space_group
 
 # Volume over the product of the lengths. Flatter cells describe a lattice that a reduced cell describes better.
 MIN_UNIT_VOLUME = 0.1
@@ -21,7 +21,6 @@ Cell = tuple[
     float | None, float | None, float | None, float | None, float | None, float | None
 ]  # Å, degrees; None: free
 NO_CELL: Cell = (None, None, None, None, None, None)
-N_GROUPS = 230
 PLANES = ((1, 2), (0, 2), (0, 1))  # the axes between which alpha, beta, gamma stand
 
 

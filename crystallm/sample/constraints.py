@@ -121,9 +121,6 @@ class Syntax:
         request, numbers = self.request, self.rules.unit_counts
         if request.formula_units is not None:
             return self._masked(slot, numbers == request.formula_units, "no token for these formula units")
-        if request.conventional_units is not None:
-            mask = np.isin(request.conventional_units / numbers, (1, 2, 3, 4))
-            return self._masked(slot, mask, "no token for these formula units")
         if request.given_units is not None:
             return self._masked(slot, request.given_units % numbers == 0, "no token for these formula units")
         return Choice(slot, -1, None)

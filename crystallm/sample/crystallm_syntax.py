@@ -25,14 +25,15 @@ from crystallm.sample.crystallm_text import (
     atom_types,
     structural_formula,
 )
-from crystallm.sample.occupation import N_GROUPS, occupation
-from crystallm.space_groups import space_group, space_group_number
+from crystallm.sample.occupation import occupation
+from crystallm.space_groups import N_GROUPS, space_group, space_group_number
 from tokenizer import CIFTokenizer, GrammarError, Vocabulary
 from tokenizer.elements import ELEMENT_ORDER, ELEMENT_RANK
 
 SLOT = 0  # the only one: all tokens, among which these models were trained to choose
 MAX_DIGITS = 3  # of a count in the formula
 N_DECIMALS = 4
+MAX_ENCODED = 4096  # texts: those of every sample stay, those of one cell go
 CELL_TAGS = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 # What may stand before the point. 1.0000 and -0.0000 come of rounding.
 LENGTHS_ANG = frozenset(map(str, range(1, 1000)))
@@ -57,13 +58,11 @@ class Words:
         self.group_symbol = {self.group_of[t]: symbol for t, symbol in group_symbols.items()}
         self.known = np.ones(self.size, dtype=bool)  # all but <unk>, which is never drawn
         self.known[classes["unknown"]] = False
-        self._encoded: dict[str, list[int]] = {}
 
+    @functools.lru_cache(MAX_ENCODED)  # noqa: B019  (`words_of` keeps a few)
     def encode(self, text: str) -> list[int]:
         """ValueError for what has no token."""
-        if text not in self._encoded:
-            self._encoded[text] = self.tokenizer.encode(text)
-        return self._encoded[text]
+        return self.tokenizer.encode(text)
 
     def ids(self, characters: Collection[str]) -> list[int]:
         return [self.id_of[character] for character in characters]

@@ -26,12 +26,22 @@ ROWS_MULTIPLE = 16
 # queries a fifth of the time of PyTorch's kernel. Rows with more of them (prompts) are left to that kernel.
 FEW_QUERIES = 16
 MASKED = -1e9
+FIRST_ROOM = 32  # positions that a row is given room for at first
+
+
+def room_of_row(block_size: int, n_positions: int = FIRST_ROOM) -> int:
+    """Positions that a decoder keeps room for, a row: in each of its pools, whatever the row's length."""
+    capacity = room = n_positions
+    while capacity < block_size:
+        capacity *= 2
+        room += capacity
+    return room
 
 
 class PackedDecoder:
     """Keys and values of `n_rows` sequences. Room for longer ones is made when they come."""
 
-    def __init__(self, model: GPT, n_rows: int, n_positions: int = 32, dtype: torch.dtype | None = None):
+    def __init__(self, model: GPT, n_rows: int, n_positions: int = FIRST_ROOM, dtype: torch.dtype | None = None):
         """`n_positions`: room that a row is given at first, then twice as much each time.
 
         `dtype` of matrix products and cache, by default the model's. What the blocks add up, and what comes out, stays

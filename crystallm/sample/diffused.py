@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
@@ -254,8 +254,8 @@ def _row(one: Diffused) -> tuple[float, ...]:
 def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = None) -> Path:
     """`generated_structure_DATE_NUMBER.npz` and `.cif` for each, and a parquet file of the records; its path.
 
-    Numbers go on after those of the same day; nothing is overwritten. The parquet file stands beside the folder, so
-    that a reader of the folder does not meet each crystal twice.
+    Numbers go on after those of the same day, and pass by those of a run beside this one; nothing is overwritten. The
+    parquet file stands beside the folder, so that a reader of the folder does not meet each crystal twice.
     """
     folder = Path(out).resolve()
     if folder.exists() and not folder.is_dir():
@@ -263,17 +263,30 @@ def write_batch(batch: Iterable[Diffused], out: str | Path, day: date | None = N
     folder.mkdir(parents=True, exist_ok=True)
     today = f"{day or date.today():%Y%m%d}"
     stem = f"{NAME}_{today}"
-    number = first = _next_number(folder, today)
-    records = []
-    for number, one in enumerate(batch, start=first):
-        name = f"{stem}_{number:04d}"
-        record = replace(one.record, id=name)
-        np.savez(folder / f"{name}.npz", **_arrays(one))  # type: ignore[arg-type]
-        (folder / f"{name}.cif").write_text(record.cif, encoding="utf-8")
+    next_number = _next_number(folder, today)
+    numbers, records = [], []
+    for one in batch:
+        number, file = _claim(folder, stem, next_number)
+        with file:
+            np.savez(file, **_arrays(one))  # type: ignore[arg-type]
+        record = replace(one.record, id=f"{stem}_{number:04d}")
+        (folder / f"{record.id}.cif").write_text(record.cif, encoding="utf-8")
+        numbers.append(number)
         records.append(record)
-    path = folder.with_name(f"{folder.name}_{today}_{first:04d}-{number:04d}.parquet")
+        next_number = number + 1
+    first, last = (numbers[0], numbers[-1]) if numbers else (next_number, next_number)
+    path = folder.with_name(f"{folder.name}_{today}_{first:04d}-{last:04d}.parquet")
     write_records(path, records, overwrite=False)
     return path
+
+
+def _claim(folder: Path, stem: str, number: int) -> tuple[int, BinaryIO]:
+    """The first number from this one on whose .npz no other run has begun, and that file, begun."""
+    while True:
+        try:
+            return number, open(folder / f"{stem}_{number:04d}.npz", "xb")
+        except FileExistsError:
+            number += 1
 
 
 def _next_number(folder: Path, today: str) -> int:

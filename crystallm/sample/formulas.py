@@ -18,6 +18,8 @@ class PromptError(ValueError):
 def parse_formula(text: str) -> dict[str, int]:
     """Counts by element: "Na Cl", "Fe2O3", "Ca(OH)2", "Fe₂O₃". Raises PromptError with the position, from 1 on."""
     text = text.translate(_SUBSCRIPTS)
+    if len(lines := text.strip().splitlines()) > 1:
+        raise PromptError(f"{text!r}: got {len(lines)} lines, wanted a formula; prompts, one a line, belong in a file")
     stack: list[dict[str, int]] = [{}]  # one for each bracket that is open
     opened: list[int] = []
     last: dict[str, int] | None = None  # what a number would multiply
@@ -55,10 +57,6 @@ def parse_formula(text: str) -> dict[str, int]:
     if not stack[0]:
         raise PromptError(f"{text!r}: no element in it, wanted a formula like NaCl")
     return stack[0]
-
-
-def _error(text: str, position: int, got: str, wanted: str) -> PromptError:
-    return PromptError(f"{text!r}, position {position + 1}: got {got!r}, wanted {wanted}")
 
 
 def _add(total: dict[str, int], part: dict[str, int], times: int = 1) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
-CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 17 GB
+COMMAND_SETTINGS = ("keep_rejected", "out", "overwrite", "known")  # what report.run reads, and nobody else
+CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 34 GB
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class GenerateConfig:
     restarts: int = 20  # a sample that no token can follow is drawn again, up to so many times
     until_valid: bool = False  # draw until `num` are valid
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
-    unique: bool = False  # reject what matches an earlier one
+    unique: bool = False  # reject what matches an earlier one, of any prompt
     rules: str = "default"  # checks: default | crystallm | cdvae | none
     refine: bool = False  # the diffusion model goes over what was drawn
     refiner: str | None = None  # its checkpoint; None: the bundled one
@@ -76,6 +78,10 @@ class GenerateConfig:
             raise ValueError(f"max_draws must be at least num (={self.num}), got {self.max_draws}")
         if self.max_draws is not None and not self.until_valid:
             raise ValueError(f"max_draws goes with until_valid, got max_draws={self.max_draws} alone")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.min_distance_ang is not None and not 0 <= self.min_distance_ang < math.inf:
+            raise ValueError(f"min_distance_ang must be 0 or above and finite, got {self.min_distance_ang}")
         if self.restarts < 0:
             raise ValueError(f"restarts must be 0 or more, got {self.restarts}")
         if self.workers is not None and self.workers < 0:
@@ -109,11 +115,15 @@ def generate(
     """`num` records for each prompt, in order, drawn from a model and checked; `settings` are GenerateConfig's.
 
     Rejected ones say why (`rejected_by`, `reason`). With `until_valid` there are as many as it took to get `num` valid
-    ones, or max_draws. The same seed gives the same records. Raises PromptError for what no structure can satisfy.
+    ones of each prompt, with `unique` such as no earlier prompt has either, or max_draws. The same seed gives the same
+    records. Raises PromptError for what no structure can satisfy.
     """
     if prompt is not None:
         settings["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)
     config = replace(config or GenerateConfig(), **settings)
+    ignored = [name for name in COMMAND_SETTINGS if getattr(config, name) != getattr(GenerateConfig, name)]
+    if ignored:
+        raise ValueError(f"generate() returns all records and writes none: {', '.join(ignored)} go with bin/sample.py")
     return Generator.load(config.model, config.device).generate(config)
 
 
@@ -169,6 +179,13 @@ class Generator:
         vocabulary, trained = self.tokenizer.vocabulary, self.trained_properties
         return replace(prompt, text=add_lines(prompt.text, prompt.steering, vocabulary, prompt.name, trained))
 
+    def begin(self, prompt: Prompt, mode: Mode, min_distance_ang: float | None = None) -> Begun:
+        """The prompt's tokens, and a maker of constraints. PromptError where they cannot be, or are too many."""
+        ids, new_constraint = self.form.begin(prompt, mode, min_distance_ang)
+        if len(ids) > (block_size := self.model.config.block_size):
+            raise PromptError(f"{prompt.name}: {len(ids)} tokens, the model reads at most {block_size}")
+        return ids, new_constraint
+
     def generate(self, config: GenerateConfig) -> list[CIFRecord]:
         """As the function `generate`; config.model and config.device are not looked at."""
         return list(self.stream(config))
@@ -176,20 +193,9 @@ class Generator:
     def stream(self, config: GenerateConfig) -> Iterator[CIFRecord]:
         """The records of `generate` one by one, none kept: memory does not grow with `num`.
 
-        With `unique` the canonical texts of the valid ones are kept, until the next prompt.
+        With `refine` they come by the thousand; with `unique` the canonical texts of the valid ones are kept.
         """
-        records = self.stream_from(self.prompts(config), config)
-        return self._refined(records, config) if config.refine else records
-
-    def _refined(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
-        from crystallm.checks.filter import FilterConfig
-        from crystallm.refine.records import RefineConfig
-        from crystallm.sample.refined import load, refine_checked
-
-        model, info = load(config.refiner, config.device)
-        checks = FilterConfig(config.rules, workers=config.workers)
-        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
-        return refine_checked(records, model, refine, checks, info["model_hash"])
+        return self.stream_from(self.prompts(config), config)
 
     def generate_from(self, prompts: Sequence[Prompt], config: GenerateConfig) -> list[CIFRecord]:
         """`generate` for prompts made elsewhere; what config says of prompts is not looked at."""
@@ -202,19 +208,28 @@ class Generator:
         mode = config.constraints or self.form.best_constraints
         config = replace(config, constraints=mode)
         series: collections.deque[Series] = collections.deque()
+        distinct = None
+        if config.unique:
+            from crystallm.checks.match_index import CrystalIndex
+
+            distinct = CrystalIndex()
         seen: dict[str, int] = {}
         is_conditioned = False
         for number, prompt in enumerate(prompts):
-            self.form.begin(prompt, mode, config.min_distance_ang)  # PromptError where that cannot be
+            self.begin(prompt, mode, config.min_distance_ang)  # PromptError where that cannot be
             key = f"{prompt.text}{prompt.request}"
             stream = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
             first = seen.get(key, 0)  # a prompt that stands there twice goes on with other random numbers
             seen[key] = first + config.draws_per_prompt
             name = f"{number:04d}-" if len(prompts) > 1 else ""
             is_conditioned |= bool(property_lines(prompt.text))
-            series.append(Series(number, name, prompt, stream, first, config))
+            series.append(Series(number, name, prompt, stream, first, config, distinct))
         if config.guidance != 1 and not is_conditioned:
             raise PromptError(f"guidance={config.guidance:g} goes with properties, and none is asked for")
+        if config.refine:
+            from crystallm.sample.refined import load
+
+            load(config.refiner, config.device)  # one that is not there is told now
         if config.workers == 0:
             return self._stream(series, functools.partial(draw_here, self, config=config))
         from crystallm.sample.workers import draw_in_workers
@@ -236,6 +251,7 @@ class Generator:
                     unfinished.popleft()
                 if not unfinished:  # what is still being drawn is not wanted
                     return
+                queue.ask(unfinished[0])  # in place of duplicates
 
     def draw(self, tickets: Iterable[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
         """Their records, in order, not checked yet: what ends early waits for what began before.
@@ -251,7 +267,7 @@ class Generator:
                     begun.clear()
                     n_condition = len(self.tokenizer.encode(property_lines(ticket.prompt.text)))
                     mode = config.constraints or self.form.best_constraints
-                    begun[ticket.number] = self.form.begin(ticket.prompt, mode, config.min_distance_ang), n_condition
+                    begun[ticket.number] = self.begin(ticket.prompt, mode, config.min_distance_ang), n_condition
                 (ids, new_constraint), n_condition = begun[ticket.number]
                 waiting.append(ticket)
                 yield Job(ticket.index, ids, new_constraint, config.restarts, n_condition)
@@ -265,12 +281,21 @@ class Generator:
         assert not ended and not waiting
 
     def checked(self, records: Iterator[CIFRecord], config: GenerateConfig) -> Iterator[CIFRecord]:
-        """The records after the checks that config names."""
+        """The records after the checks that config names, refined if that is asked for, in this process."""
         if config.rules == "none":
             return records
         from crystallm.checks.filter import FilterConfig, filter_records
 
-        return filter_records(records, FilterConfig(config.rules, workers=config.workers))
+        checks = FilterConfig(config.rules)
+        found = filter_records(records, checks)
+        if not config.refine:
+            return found
+        from crystallm.refine.records import RefineConfig
+        from crystallm.sample.refined import load, refine_checked
+
+        model, info = load(config.refiner, config.device)
+        refine = RefineConfig(free_cell=not config.cell)  # numbers of the cell that were asked for stay
+        return refine_checked(found, model, refine, checks, info["model_hash"], config.min_distance_ang)
 
     def records_of(
         self, samples: Iterable[Sample], prompt: Prompt, config: GenerateConfig, first: int = 0
@@ -294,7 +319,7 @@ class Generator:
 
         text = self.tokenizer.decode(sample.ids, errors="replace")
         n_tokens = len(sample.ids) - sample.n_prompt
-        provenance = self._provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
+        provenance = self.provenance(prompt, k, config) | {"restarts": sample.n_restarts, "tokens": n_tokens}
         scores = (sample.log_likelihood, sample.log_likelihood / max(n_tokens, 1), sample.log_mass)
         record = CIFRecord(
             id=record_id,
@@ -308,7 +333,8 @@ class Generator:
             return replace(record, rejected_by=sample.stopped, reason=sample.reason)
         return self.form.finish(record)
 
-    def _provenance(self, prompt: Prompt, k: int, config: GenerateConfig) -> dict[str, Any]:
+    def provenance(self, prompt: Prompt, k: int, config: GenerateConfig) -> dict[str, Any]:
+        """Of the prompt's k-th sample, as far as it is known before it is drawn."""
         settings = {
             "space_group": config.space_group,
             "formula_units": config.formula_units,
@@ -333,7 +359,7 @@ class Generator:
 
 
 def draw_here(generator: Generator, tickets: Iterator[Ticket], config: GenerateConfig) -> Iterator[CIFRecord]:
-    """Checked records of the tickets, in order, drawn in this process."""
+    """Records of the tickets, in order, drawn, checked and refined in this process."""
     return generator.checked(generator.draw(tickets, config), config)
 
 
@@ -348,7 +374,9 @@ def rows_that_fit(model: GPT) -> int:
     """Sequences whose keys and values fit in CACHE_BYTES, or half of a GPU's free memory, if all grow to the end."""
     import torch
 
+    from crystallm.sample.decoder import room_of_row
+
     config, weight = model.config, next(model.parameters())
-    row_bytes = 2 * config.n_layer * config.block_size * config.n_embd * weight.element_size()
+    row_bytes = 2 * config.n_layer * room_of_row(config.block_size) * config.n_embd * weight.element_size()
     free = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else CACHE_BYTES
     return max(1, free // row_bytes)

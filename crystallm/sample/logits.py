@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Of exp(logit - the largest) over what a mask lets through: below it float32 begins to run out of small numbers.
 SMALLEST_SUM = 1e-25
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6  # beyond them it is greedy or uniform, and float32 overflows
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Draw:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if self.temperature != 0 and not LOWEST_TEMPERATURE <= self.temperature <= HIGHEST_TEMPERATURE:
+            bounds = f"from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}"
+            raise ValueError(f"temperature must be 0 (greedy) or {bounds}, got {self.temperature}")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance must be 0 or above and finite, got {self.guidance}")
         if self.top_k is not None and self.top_k < 1:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystallm.space_groups import space_group
+from crystallm.space_groups import N_GROUPS, space_group
 
-N_GROUPS = 230
+MAX_KEPT = 100_000  # answers of one kind, of all groups together: 400 to 650 bytes each
 Ints = tuple[int, ...]
 
 
@@ -42,22 +42,15 @@ class Occupation:
         # index in `classes` of a point's multiplicity, -1 for positions with parameters
         pairs = zip(self.multiplicity, self.is_point, strict=True)
         self._class_of = [self.classes.index(m) if point else -1 for m, point in pairs]
-        self._free_from: dict[tuple[int, int], Ints] = {}
-        self._letters: dict[tuple[Ints, int, int, int], Ints] = {}
-        self._rest: dict[tuple[Ints, Ints, Ints], bool] = {}
 
+    @functools.lru_cache(MAX_KEPT)  # noqa: B019  (a group is kept for good anyway, by `occupation`)
     def letters(self, counts: Ints, start: int = 0, own: int = 0, others: int = 0) -> Ints:
         """Letter indices that the next site may have.
 
         `counts`: atoms still to be placed, by element, the current one first. `start`: where its letters begin, since
         they do not descend. `own`, `others`: bit masks of the positions that it, and all after it, cannot take.
         """
-        key = (counts, start, own, others)
-        found = self._letters.get(key)
-        if found is None:
-            letters = range(start, len(self.multiplicity))
-            found = self._letters[key] = tuple(i for i in letters if self.fits(i, counts, own, others))
-        return found
+        return tuple(i for i in range(start, len(self.multiplicity)) if self.fits(i, counts, own, others))
 
     def fits(self, letter: int, counts: Ints, own: int = 0, others: int = 0) -> bool:
         """Whether the next site may have this letter, as far as the rest can then be placed."""
@@ -80,13 +73,11 @@ class Occupation:
         split = _Split(self._free(start, own), tuple(exclusive), tuple(shared), self._free(0, others))
         return self._split(counts[0], tuple(sorted(counts[1:])), tuple(available), split, 0)
 
+    @functools.lru_cache(MAX_KEPT)  # noqa: B019
     def _free(self, start: int, closed: int) -> Ints:
         """Multiplicities of the positions that can be taken again and again."""
-        key = (start, closed)
-        if key not in self._free_from:
-            letters = (i for i in range(start, len(self.multiplicity)) if not self.is_point[i] and not closed >> i & 1)
-            self._free_from[key] = tuple(sorted({self.multiplicity[i] for i in letters}))
-        return self._free_from[key]
+        letters = (i for i in range(start, len(self.multiplicity)) if not self.is_point[i] and not closed >> i & 1)
+        return tuple(sorted({self.multiplicity[i] for i in letters}))
 
     def _split(self, count: int, rest: Ints, available: Ints, split: _Split, k: int) -> bool:
         """Puts `count` atoms on some points, class by class from k on, and the others on free positions.
@@ -105,15 +96,13 @@ class Occupation:
                 return True
         return False
 
+    @functools.lru_cache(MAX_KEPT)  # noqa: B019
     def _rest_fits(self, rest: Ints, available: Ints, free: Ints) -> bool:
         """Elements that may use every letter: of the points of one multiplicity only the number matters."""
         if not rest:
             return True
-        key = (rest, available, free)
-        if key not in self._rest:
-            split = _Split(free, (0,) * len(self.classes), available, free)
-            self._rest[key] = self._split(rest[-1], rest[:-1], available, split, 0)
-        return self._rest[key]
+        split = _Split(free, (0,) * len(self.classes), available, free)
+        return self._split(rest[-1], rest[:-1], available, split, 0)
 
 
 class _Split(NamedTuple):
@@ -130,7 +119,7 @@ def occupation(number: int) -> Occupation:
     return Occupation(number)
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(MAX_KEPT)
 def _feasible_groups(counts: Ints) -> np.ndarray:
     """(230,) bool: groups whose positions can hold `counts` atoms of the primitive cell. `counts` ascending."""
     alike, of_group = _alike_groups()

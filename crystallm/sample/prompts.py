@@ -23,13 +23,13 @@ from crystallm.sample.cells import CELL_NAMES, NO_CELL, complete_cell
 from crystallm.sample.composition import Request, candidate_units, possible_groups, possible_units
 from crystallm.sample.constraints import Constraint, DeadEnd, Free, Full, Syntax
 from crystallm.sample.formulas import PromptError, parse_chemical_system, parse_formula
-from crystallm.sample.occupation import N_GROUPS, centrings
+from crystallm.sample.occupation import centrings
 from crystallm.sample.prototypes import Prototype, prototypes_for
 from crystallm.sample.rules import Rules
 from crystallm.sample.steering import NOTHING, Steering
-from crystallm.space_groups import SpaceGroupError, space_group, space_group_number, space_group_symbols
+from crystallm.space_groups import N_GROUPS, SpaceGroupError, space_group, space_group_number, space_group_symbols
 from tokenizer import GrammarError
-from tokenizer.vocabulary import LOOP_HEADER
+from tokenizer.vocabulary import LOOP_HEADER, PROPERTY_NAMES
 
 Mode = Literal["none", "syntax", "full"]
 
@@ -38,6 +38,7 @@ _GROUP = "\n_symmetry_space_group_name_H-M"
 _MAX_COUNT = 999  # the largest integer with a token
 _SHOWN = 8  # alternatives listed in an error
 _FILE_ENDINGS = (".txt", ".cif", ".csv")
+_PROPERTY_KEYWORDS = tuple(f"# {name} " for name in PROPERTY_NAMES)
 _CIF_LINE = re.compile(r"^(?:loop_|_[a-z]+_)", re.MULTILINE)
 
 
@@ -197,6 +198,12 @@ def placed_prompts(prompt: str | Path | Sequence[str] | None) -> list[tuple[str,
     if text.strip() and (path.suffix.lower() == ".cif" or _CIF_LINE.search(text)):
         return [(str(path), text)]
     lines = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    for place, line in lines:
+        if line.startswith(_PROPERTY_KEYWORDS):
+            raise PromptError(
+                f"{place}: {line!r} goes with the text below it, and here each line is a prompt of its own; ask with "
+                "--property, or put that text alone in a .cif file"
+            )
     prompts = [(place, line) for place, line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptError(f"{path}: no prompt in it, wanted one a line")
@@ -219,10 +226,10 @@ def begin(
     prompt: Prompt, rules: Rules, mode: Mode = "full", min_distance_ang: float | None = None
 ) -> tuple[list[int], Callable[[], Constraint]]:
     """The prompt's tokens, and a maker of constraints that have read them. Raises PromptError where they cannot."""
+    if mode != "full" and (asked := _needs_full(prompt.request)):
+        raise PromptError(f"{prompt.name}: {asked} needs constraints=full, got constraints={mode}")
     if mode == "none":
         return _begin_free(prompt, rules)
-    if mode == "syntax" and (asked := _needs_full(prompt.request)):
-        raise PromptError(f"{prompt.name}: {asked} needs constraints=full, got constraints={mode}")
 
     def new() -> Syntax:
         return Syntax(rules, prompt.request) if mode == "syntax" else Full(rules, prompt.request, min_distance_ang)
@@ -253,15 +260,13 @@ def _needs_full(request: Request) -> str:
         return "a chemical system"
     if request.cell != NO_CELL:
         return "a cell"
+    if request.conventional_units is not None:
+        return "a number of formula units in the conventional cell"
     return "a prototype" if request.arrangements is not None else ""
 
 
 def _begin_free(prompt: Prompt, rules: Rules) -> tuple[list[int], Callable[[], Constraint]]:
     request = prompt.request
-    if _needs_full(request) in ("a cell", "a prototype"):
-        raise PromptError(f"{prompt.name}: {_needs_full(request)} needs constraints=full, got constraints=none")
-    if request.elements is not None or request.conventional_units is not None:
-        raise PromptError(f"{prompt.name}: with constraints=none a prompt is a reduced formula or a CIF prefix")
     written = {"space group": (request.space_groups, _GROUP), "formula units": (request.formula_units, _UNITS)}
     for name, (asked, keyword) in written.items():
         if asked is not None and not re.search(re.escape(keyword) + r"\s*\S", prompt.text):

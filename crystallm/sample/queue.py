@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Series:
-    """The samples of one prompt: how many to draw, and those that are checked and wait for their turn."""
+    """The samples of one prompt: how many to draw, and those that are checked and wait for their turn.
+
+    Which of them are duplicates is decided in their turn, since it hangs on all that was passed on before: however many
+    of later prompts were drawn early, the same ones are kept.
+    """
 
     number: int  # of the prompt
     name: str  # in the ids of its records
@@ -27,15 +30,18 @@ class Series:
     stream: int  # of random numbers
     first: int  # index in it
     config: GenerateConfig
+    distinct: CrystalIndex | None = None  # with `unique`: what was passed on of all prompts
     n_sent: int = 0  # to the engine
     n_drawn: int = 0
-    n_valid: int = 0
+    n_valid: int = 0  # of those drawn, as far as is known
+    n_passed: int = 0  # on, in their turn
+    n_passed_valid: int = 0
     records: deque[CIFRecord] = field(default_factory=deque)
 
     @property
     def is_complete(self) -> bool:
-        return self.n_drawn == self.config.draws_per_prompt or (
-            self.config.until_valid and self.n_valid == self.config.num
+        return self.n_passed == self.config.draws_per_prompt or (
+            self.config.until_valid and self.n_passed_valid == self.config.num
         )
 
     @property
@@ -46,32 +52,34 @@ class Series:
         under_way, missing = self.n_sent - self.n_drawn, self.config.num - self.n_valid
         return under_way * (self.n_valid + 1) < missing * (self.n_drawn + 1)
 
-    @functools.cached_property
-    def distinct(self) -> CrystalIndex:
-        from crystallm.checks.match_index import CrystalIndex
-
-        return CrystalIndex()
-
     def add(self, record: CIFRecord) -> None:
-        """Records beyond the last that is wanted are dropped: how many were under way must not show."""
         if self.is_complete:
             return
-        if self.config.unique and record.rejected_by is None and record.text:
-            from crystallm.checks.known import strip_conditions
-
-            text = strip_conditions(record.text)
-            same = self.distinct.find(text)
-            if same is None:
-                self.distinct.add(text, record.id)
-            else:
-                record = replace(record, rejected_by="duplicate", reason=f"the same crystal as {same}")
         self.records.append(record)
         self.n_drawn += 1
         self.n_valid += record.rejected_by is None
 
     def pop_records(self) -> Iterator[CIFRecord]:
-        while self.records:
-            yield self.records.popleft()
+        """In the prompt's turn. Those beyond the last that is wanted stay: how many were under way must not show."""
+        while self.records and not self.is_complete:
+            record = self.records.popleft()
+            if self.distinct is not None and record.rejected_by is None and record.text:
+                record = _held_against(self.distinct, record)
+                self.n_valid -= record.rejected_by is not None
+            self.n_passed += 1
+            self.n_passed_valid += record.rejected_by is None
+            yield record
+
+
+def _held_against(distinct: CrystalIndex, record: CIFRecord) -> CIFRecord:
+    from crystallm.checks.known import strip_conditions
+
+    text = strip_conditions(record.text)
+    same = distinct.find(text)
+    if same is not None:
+        return replace(record, rejected_by="duplicate", reason=f"the same crystal as {same}")
+    distinct.add(text, record.id)
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,10 @@ class Queue:
         """The record of the next ticket: they come back in order."""
         one = self._under_way.popitem(last=False)[1]
         one.add(record)
+        self.ask(one)
+
+    def ask(self, one: Series) -> None:
+        """It may want more than it did."""
         if one.wants_more and one.number not in self._asking:
             self._asking[one.number] = one
             heapq.heappush(self._numbers, one.number)

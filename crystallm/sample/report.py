@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import secrets
 from array import array
 from collections import Counter
@@ -228,7 +229,8 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
 def _polymorphs_path(out: str) -> Path:
     """Beside the records: a folder of CIFs holds CIFs only."""
     path = Path(out).resolve()
-    return path.with_name(f"{path.name.partition('.')[0]}.polymorphs.csv")
+    stem = re.sub(r"\.(?:parquet|tar|tar\.gz|tgz)$", "", path.name, flags=re.IGNORECASE)
+    return path.with_name(f"{stem}.polymorphs.csv")
 
 
 def _counted(
@@ -270,6 +272,8 @@ def _known(config: GenerateConfig, generator: Generator) -> tuple[Callable[[str]
     path = next((path for path in paths if config.known or path.is_file()), None)
     if path is None:
         return None, "known: - where this model has no index of its training data (--known)"
+    if not path.is_file():
+        raise FileNotFoundError(f"known: no file {path}; wanted an index of known crystals, {' or '.join(KNOWN_FILES)}")
     index: KnownCrystals | KnownFingerprints
     if path.suffix == ".npz":
         from crystallm.checks.fingerprints import KnownFingerprints

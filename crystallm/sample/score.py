@@ -97,24 +97,23 @@ def _scores(
         yield from _score_part(part, generator, given_formula)
 
 
-def _describe(record: CIFRecord) -> str | Score:
-    """The canonical text, after the record's id and a line break, or why there is none."""
+def _describe(record: CIFRecord) -> tuple[str, str] | Score:
+    """The record's id and canonical text, or why there is none."""
     if record.rejected_by is not None:
         return Score(record.id, rejected_by=record.rejected_by, reason=record.reason)
     try:
         crystal, _ = parse_cif(record.cif or record.text)
-        return f"{record.id}\n{canonicalize(crystal).to_text()}"
+        return record.id, canonicalize(crystal).to_text()
     except (CIFError, CanonicalError) as err:
         return Score(record.id, rejected_by=err.reason, reason=err.message)
 
 
-def _score_part(part: Sequence[str | Score], generator: Generator, given_formula: bool) -> list[Score]:
+def _score_part(part: Sequence[tuple[str, str] | Score], generator: Generator, given_formula: bool) -> list[Score]:
     scores: list[Score] = []
     sequences: dict[int, np.ndarray] = {}  # place -> ids
     for place, one in enumerate(part):
-        if isinstance(one, str):
-            record_id, _, text = one.partition("\n")
-            one, sequences[place] = _encode(record_id, text, generator)
+        if isinstance(one, tuple):
+            one, sequences[place] = _encode(*one, generator)
             if one.rejected_by:
                 del sequences[place]
         scores.append(one)

@@ -136,6 +136,8 @@ def search_from(
         config = replace(config, seed=secrets.randbits(32))
     if config.until_valid or config.unique:
         raise ValueError("a search draws as many as its settings say: it goes with neither until_valid nor unique")
+    if config.refine:
+        raise ValueError("a search goes without refine: refine what it found, or wrote, with bin/refine.py")
     if config.guidance != 1 and settings.name in ("beam", "mcts"):
         raise ValueError(f"search={settings.name} takes no guidance, got {config.guidance:g}")
     if kind.needs_canonical and (generator.form.best_constraints, config.constraints or "full") != ("full", "full"):
@@ -205,12 +207,21 @@ def _by_formula_units(
         if constraint.counts:
             possible = possible_units(constraint.counts, prompt.request, settings.max_formula_units)
             units = [n for n in units if possible[n - 1]]
-        if not units:
+        asked = [(n, replace(prompt, request=replace(prompt.request, formula_units=n))) for n in units]
+        possible_ones = [(one, {"formula_units": n}) for n, one in asked if _is_possible(generator, one, config)]
+        if not possible_ones:
             raise PromptError(f"{prompt.name}: no number of formula units up to {settings.max_formula_units} is left")
-        strata.append(
-            [(replace(prompt, request=replace(prompt.request, formula_units=n)), {"formula_units": n}) for n in units]
-        )
+        strata.append(possible_ones)
     return _pooled(generator, strata, config)
+
+
+def _is_possible(generator: Generator, prompt: Prompt, config: GenerateConfig) -> bool:
+    """Whether something can follow the prompt. Without a formula that is known only when it is begun."""
+    try:
+        generator.begin(prompt, "full", config.min_distance_ang)
+    except PromptError:
+        return False
+    return True
 
 
 def _by_space_group(
@@ -240,7 +251,7 @@ def group_probabilities(generator: Generator, prompt: Prompt, config: GenerateCo
     Raises PromptError for a prompt without formula, or with a space group.
     """
     config = config or GenerateConfig()
-    ids, new_constraint = generator.form.begin(prompt, "full", config.min_distance_ang)
+    ids, new_constraint = generator.begin(prompt, "full", config.min_distance_ang)
     begun = _start(generator, prompt, config)
     if not begun.counts or begun.request.space_groups is not None:
         wanted = "with a formula" if not begun.counts else "without a space group"
@@ -281,7 +292,7 @@ def group_probabilities(generator: Generator, prompt: Prompt, config: GenerateCo
 
 
 def _start(generator: Generator, prompt: Prompt, config: GenerateConfig) -> Syntax:
-    constraint = generator.form.begin(prompt, "full", config.min_distance_ang)[1]()
+    constraint = generator.begin(prompt, "full", config.min_distance_ang)[1]()
     assert isinstance(constraint, Syntax)
     return constraint
 
@@ -292,7 +303,7 @@ def _start(generator: Generator, prompt: Prompt, config: GenerateConfig) -> Synt
 def _beam(
     generator: Generator, prompts: Sequence[Prompt], config: GenerateConfig, settings: SearchConfig
 ) -> list[_Found]:
-    jobs = [Job(k, *generator.form.begin(prompt, "full", config.min_distance_ang)) for k, prompt in enumerate(prompts)]
+    jobs = [Job(k, *generator.begin(prompt, "full", config.min_distance_ang)) for k, prompt in enumerate(prompts)]
     beams = beam_search(
         generator.model,
         generator.form.slot_tokens,
@@ -325,7 +336,7 @@ def _mcts(
     )
     found, seen = [], dict[str, int]()
     for prompt in prompts:
-        ids, new_constraint = generator.form.begin(prompt, "full", config.min_distance_ang)
+        ids, new_constraint = generator.begin(prompt, "full", config.min_distance_ang)
         key = f"{prompt.text}{prompt.request}"
         seen[key] = seen.get(key, -1) + 1  # a prompt that stands there twice is searched with other random numbers
         index = int.from_bytes(hashlib.sha256(f"{key}{seen[key]}".encode()).digest()[:4], "big")
@@ -365,7 +376,7 @@ SEARCHES: dict[str, _Search] = {
         ("width", "branch"),
         True,
         lambda _: "beam_score_nats",
-        unused=("num", "temperature", "top_k", "top_p", "restarts", "dtype"),
+        unused=("num", "temperature", "top_k", "top_p", "restarts", "dtype", "workers"),
     ),
     "mcts": _Search(
         _mcts,
@@ -373,6 +384,6 @@ SEARCHES: dict[str, _Search] = {
         ("width", "policy", "exploration", "leaves", "scorer"),
         True,
         lambda settings: find_scorer(settings.scorer).name,
-        unused=("batch", "dtype"),
+        unused=("batch", "dtype", "workers"),
     ),
 }

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crystallm.sample.occupation import Ints, occupation
+from crystallm.sample.occupation import MAX_KEPT, Ints, occupation
 from crystallm.space_groups import space_group
 
 
@@ -38,7 +38,7 @@ def all_maps(number: int) -> int:
     return (1 << len(space_group(number).position_maps)) - 1
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(MAX_KEPT)
 def surviving(number: int, maps: int, letters: tuple[int, ...], is_whole: bool) -> int:
     """Those of the maps that carry sites of one element on these positions into themselves.
 
@@ -55,7 +55,7 @@ def surviving(number: int, maps: int, letters: tuple[int, ...], is_whole: bool) 
     return maps
 
 
-@functools.lru_cache(maxsize=1_000_000)
+@functools.lru_cache(MAX_KEPT)
 def can_escape(
     number: int, counts: Ints, start: int = 0, own: int = 0, others: int = 0, letters: Ints = (), maps: int = -1
 ) -> bool:

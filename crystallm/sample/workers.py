@@ -53,7 +53,7 @@ def draw_in_workers(
     )
     for result in results:
         ticket = handed_out.popleft()
-        yield _lost(ticket, result, config) if isinstance(result, Failure) else result
+        yield _lost(generator, ticket, result, config) if isinstance(result, Failure) else result
 
 
 class _Noted:
@@ -71,8 +71,8 @@ class _Noted:
         return ticket
 
 
-def _lost(ticket: Ticket, failure: Failure, config: GenerateConfig) -> CIFRecord:
-    provenance = {"prompt": ticket.prompt.source, "seed": config.seed, "index": ticket.k}
+def _lost(generator: Generator, ticket: Ticket, failure: Failure, config: GenerateConfig) -> CIFRecord:
+    provenance = generator.provenance(ticket.prompt, ticket.k, config) | {"restarts": 0, "tokens": 0}
     source = ticket.prompt.source
     return CIFRecord(
         ticket.record_id, "", prompt=source, rejected_by="error", reason=str(failure), provenance=provenance

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,10 +87,11 @@ def pick_device(name: str) -> torch.device:
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
-    if not has.get(name.split(":")[0], False):
-        there = ", ".join(kind for kind in has if has[kind])
-        raise ValueError(f"no device {name!r} here, by torch {torch.__version__}; there are auto, {there}")
-    return torch.device(name)
+    if has.get(name.split(":")[0], False):
+        with suppress(RuntimeError):  # cpu:x
+            return torch.device(name)
+    there = ", ".join(kind for kind in has if has[kind])
+    raise ValueError(f"no device {name!r} here, by torch {torch.__version__}; there are auto, {there}")
 
 
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

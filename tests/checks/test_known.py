@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crystallm.canonical import canonicalize
+from crystallm.checks.fingerprints import KnownFingerprints
 from crystallm.checks.known import KnownCrystals, canonical_text, formula_of, same_crystal, strip_conditions
 from crystallm.cif import parse_cif
 from crystallm.crystal import Crystal
@@ -51,6 +52,21 @@ def test_others_are_not(known, texts):
     assert known.find(texts["NaCl"].replace("Na", "K")) is None
     caesium_chloride_type = Crystal(np.eye(3) * 3.4, np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([11, 17]))
     assert known.find(canonicalize(caesium_chloride_type).to_text()) is None
+
+
+def test_fingerprints_come_back_from_disk_and_other_files_are_refused(texts, tmp_path):
+    index = KnownFingerprints.from_texts(texts.items())
+    index.save(tmp_path / "known.npz")
+    assert KnownFingerprints.open(tmp_path / "known.npz").find(texts["NaCl"]) == "NaCl"
+    np.savez(tmp_path / "other.npz", hashes=np.zeros(2))
+    np.save(tmp_path / "array.npy", np.zeros(2))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "text.npz").write_text("NaCl")
+    (tmp_path / "empty.npz").write_text("")
+    (tmp_path / "half.npz").write_bytes((tmp_path / "known.npz").read_bytes()[:100])
+    for name in ("other", "array", "text", "empty", "half"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz: wanted an \.npz with hashes and ids, as KnownFinger"):
+            KnownFingerprints.open(tmp_path / f"{name}.npz")
 
 
 def test_records_without_a_description_are_left_out(known):

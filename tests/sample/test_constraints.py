@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,8 +219,9 @@ def test_one_distance_for_all_pairs(rules: Rules) -> None:
 
 def test_syntax_knows_what_was_asked_for(rules: Rules) -> None:
     rng = np.random.default_rng(0)
-    for source, group, pattern in (("NaCl", 225, "units \\d+\n.* Fm-3m\n"), ("Na4Cl4", None, "units [124]\n")):
-        _, make = begin(parse_prompt(source, group), rules, "syntax")
+    within_four = replace(parse_prompt("NaCl"), request=Request(given_units=4))
+    for prompt, pattern in ((parse_prompt("NaCl", 225), "units \\d+\n.* Fm-3m\n"), (within_four, "units [124]\n")):
+        _, make = begin(prompt, rules, "syntax")
         constraint = make()
         assert type(constraint) is Syntax
         ids: list[int] = []

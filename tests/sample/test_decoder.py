@@ -9,6 +9,7 @@ import torch
 from crystallm.model.gpt import GPT, GPTConfig
 from crystallm.model.tokens import token_spec
 from crystallm.sample.decoder import PackedDecoder
+from crystallm.sample.generate import rows_that_fit
 from tokenizer import CIFTokenizer
 
 GPT2 = {"norm": "layernorm", "position": "learned", "mlp": "gelu", "bias": True}
@@ -55,6 +56,20 @@ def test_rows_of_any_length(random_gpt: GPT, sequences: np.ndarray) -> None:
     ):
         reader.feed(counts)
         reader.feed([2, 1, 1, 1, 1, 2], every=3)
+
+
+def test_the_cache_takes_what_was_reckoned(random_gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where short and long rows stand beside each other, so that there is a pool of each size."""
+    capacities, config = (32, 64, 128, 256, 512), random_gpt.config
+    n_bytes = 32 * sum(capacities) * 2 * config.n_layer * config.n_embd * 4
+    monkeypatch.setattr("crystallm.sample.generate.CACHE_BYTES", n_bytes)
+    n_rows = rows_that_fit(random_gpt)
+    decoder, ends = PackedDecoder(random_gpt, n_rows), (20, 50, 100, 200, 400)
+    rows = np.repeat(np.arange(5), ends)
+    positions = np.concatenate([np.arange(end) for end in ends])
+    decoder.forward([5] * len(rows), rows.tolist(), positions.tolist())
+    assert tuple(sorted(decoder._pools)) == capacities and n_rows == 32
+    assert sum(pool.data.nbytes for pool in decoder._pools.values()) == n_bytes
 
 
 def test_rows_that_end_make_room(random_gpt: GPT, sequences: np.ndarray) -> None:

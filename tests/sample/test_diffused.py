@@ -240,6 +240,20 @@ def test_species_are_read():
             read_species(*given)
 
 
+def test_two_runs_into_one_folder_keep_all_they_draw(tmp_path: Path):
+    def while_another_writes():
+        for one in aluminium(2):
+            write_batch(aluminium(1), tmp_path / "made", DAY)
+            yield one
+
+    path = write_batch(while_another_writes(), tmp_path / "made", DAY)
+    assert path.name == "made_20260102_0002-0004.parquet" and len(list(tmp_path.glob("*.parquet"))) == 3
+    written = {record.id for file in tmp_path.glob("*.parquet") for record in read_records(file)}
+    assert written == {f"generated_structure_20260102_000{k}" for k in (1, 2, 3, 4)}
+    for ending in ("npz", "cif"):
+        assert {file.stem for file in (tmp_path / "made").glob(f"*.{ending}")} == written
+
+
 def test_a_file_in_the_folders_place(tmp_path: Path):
     (tmp_path / "made").write_text("")
     with pytest.raises(ValueError, match="is a file; wanted a folder"):

@@ -54,6 +54,7 @@ def test_as_pymatgen_reads_them(parts: list[tuple[str, int]], times: int) -> Non
         ("Na(Cl", r"position 3: this bracket is not closed"),
         ("NaCl)", r"position 5: got '\)'"),
         ("Na+", r"position 3: got '\+'"),
+        ("NaCl\nKBr", r"^'NaCl\\nKBr': got 2 lines, wanted a formula; prompts, one a line, belong in a file$"),
         ("", "no element"),
         ("()", "no element"),
     ],

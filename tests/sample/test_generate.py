@@ -20,7 +20,7 @@ from crystallm.checks.known import KnownCrystals, same_crystal
 from crystallm.records import CIFRecord, read_records
 from crystallm.sample.formulas import PromptError
 from crystallm.sample.generate import GenerateConfig, Generator, generate
-from crystallm.sample.report import Tally, run, table
+from crystallm.sample.report import Tally, _polymorphs_path, run, table
 from crystallm.sample.search import SearchConfig
 
 NACL = {"prompt": "NaCl", "space_group": "Fm-3m", "formula_units": 1}
@@ -128,15 +128,16 @@ def test_until_valid_and_unique_by_hand(checkpoint: str) -> None:
     drawn = generate(prompts, num=30, **settings)  # random numbers of the second NaCl go on after the first's
     asked = {"num": 3, "max_draws": 30, "until_valid": True, "unique": True}
     wanted: list[tuple[str, str | None]] = []
+    kept: list[str] = []
     for number in range(len(prompts)):
-        kept: list[str] = []
+        n_before = len(kept)
         for record in drawn[30 * number : 30 * number + 30]:
             fell = record.rejected_by
             if fell is None and any(same_crystal(text, record.text) for text in kept):
                 fell = "duplicate"
             kept += [record.text] if fell is None else []
             wanted.append((record.text, fell))
-            if len(kept) == 3:
+            if len(kept) == n_before + 3:
                 break
     assert {"duplicate", "cell", None} <= {fell for _, fell in wanted} and len(wanted) < 90
     for batch in (256, 3, 1):
@@ -169,6 +170,34 @@ def test_a_stream_stops_where_it_is_left(checkpoint: str) -> None:
         generator.stream(GenerateConfig(**{**settings, "formula_units": 3}))
 
 
+def test_a_prompt_too_long_is_named_before_drawing(checkpoint: str) -> None:
+    long = "data_NaCl\n_crystallm_primitive_formula_units 1\n_symmetry_space_group_name_H-M P1" + " P1" * 400
+    generator, config = Generator.load(checkpoint, "cpu"), GenerateConfig(("NaCl", long), constraints="none")
+    with pytest.raises(PromptError, match=r"^'data_NaCl': \d+ tokens, the model reads at most 400$"):
+        generator.stream(config)
+
+
+def test_settings_of_the_command_are_refused_by_the_function(checkpoint: str, tmp_path: Path) -> None:
+    settings = {"out": str(tmp_path / "o.parquet"), "keep_rejected": True, "overwrite": True, "known": "known.parquet"}
+    for name, value in settings.items():
+        with pytest.raises(ValueError, match=f"returns all records and writes none: {name} go with bin/sample.py"):
+            generate("NaCl", model=checkpoint, **{name: value})
+
+
+def test_polymorphs_are_written_beside_the_records() -> None:
+    """A folder's name may hold a dot: that is no ending."""
+    names = {"T0.5": "T0.5", "T0.7": "T0.7", "a.b.tar.gz": "a.b", "x.TGZ": "x", "x.parquet": "x", "x.tar": "x"}
+    for out, stem in names.items():
+        assert _polymorphs_path(out).name == f"{stem}.polymorphs.csv"
+
+
+def test_an_index_that_is_not_there_is_told(checkpoint: str, tmp_path: Path) -> None:
+    for name in ("none.npz", "none.parquet"):
+        config = GenerateConfig(**NACL, model=checkpoint, known=str(tmp_path / name))  # type: ignore[arg-type]
+        with pytest.raises(FileNotFoundError, match=rf"known: no file .*{name}; wanted .* known\.parquet or known"):
+            run(config)
+
+
 def test_prompts_with_the_same_random_numbers(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream of a prompt is 32 bits of a hash: two of a million prompts will share one."""
 
@@ -186,6 +215,19 @@ def test_unique(checkpoint: str) -> None:
     records = generate(unique=True, **settings)
     assert [record.rejected_by for record in records] == [None, "duplicate", "duplicate"]
     assert records[2].reason == "the same crystal as gen-000000"
+
+
+def test_unique_holds_across_prompts(checkpoint: str) -> None:
+    """And with until_valid each prompt still gets as many of its own, if it can."""
+    settings = {"seed": 0, "model": checkpoint, "temperature": 0.0, "rules": "none", "unique": True, **NACL}
+    settings["prompt"] = ("NaCl", "Na Cl")
+    records = generate(num=1, **settings)
+    assert [record.rejected_by for record in records] == [None, "duplicate"]
+    assert records[1].reason == "the same crystal as gen-0000-000000"
+    for batch in (256, 1):
+        records = generate(num=1, until_valid=True, max_draws=3, batch=batch, **settings)
+        assert [record.id for record in records] == ["gen-0000-000000"] + [f"gen-0001-00000{k}" for k in range(3)]
+        assert [record.rejected_by for record in records] == [None] + 3 * ["duplicate"]
 
 
 @pytest.mark.parametrize("mode", ["none", "syntax"])
@@ -271,6 +313,11 @@ def test_table_says_whether_a_crystal_is_known(checkpoint: str) -> None:
         ({"constraints": "some"}, ValueError, "constraints must be none, syntax or full, got 'some'"),
         ({"top_p": 2.0}, ValueError, "top_p"),
         ({"restarts": -1}, ValueError, "restarts"),
+        ({"temperature": 1e300}, ValueError, r"temperature must be .*, got 1e\+300"),
+        ({"batch": 0, "workers": 2}, ValueError, "batch must be at least 1, got 0"),
+        ({"min_distance_ang": -1.0}, ValueError, "min_distance_ang must be 0 or above and finite, got -1.0"),
+        ({"min_distance_ang": float("nan")}, ValueError, "finite, got nan"),
+        ({"min_distance_ang": float("inf")}, ValueError, "finite, got inf"),
         ({"device": "abacus"}, ValueError, "no device 'abacus' here, by torch .*; there are auto, cpu"),
     ],
 )

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystallm.sample.composition import Request, possible_units
-from crystallm.sample.occupation import centrings, feasible_groups, occupation
-from crystallm.sample.supergroups import can_escape
+from crystallm.sample.occupation import MAX_KEPT, Occupation, centrings, feasible_groups, occupation
+from crystallm.sample.supergroups import can_escape, surviving
 from crystallm.space_groups import space_group
 
 
@@ -54,6 +54,11 @@ def test_a_letter_follows_only_where_the_rest_can_be_placed() -> None:
     assert group.letters((4, 4), own=0b1, others=0b1) == (), "one point for two elements"
     assert group.letters((4, 4), own=0b1, others=0b0) == (1,), "only the second element can have a"
     assert group.letters((8,), start=1) == (2,), "b alone leaves 4 atoms over, and letters do not descend"
+
+
+def test_what_is_kept_does_not_grow_for_ever() -> None:
+    for kept in (Occupation.letters, Occupation._free, Occupation._rest_fits, can_escape, surviving):
+        assert kept.cache_info().maxsize == MAX_KEPT  # type: ignore[attr-defined]
 
 
 def test_points_are_shared_by_all_elements() -> None:

@@ -115,6 +115,9 @@ def test_unsatisfiable_systems(rules: Rules) -> None:
 def test_weaker_constraints_refuse_what_they_cannot_hold(rules: Rules) -> None:
     with pytest.raises(PromptError, match="chemical system needs constraints=full"):
         begin(parse_prompt("Li-Fe-O"), rules, "syntax")
+    for mode in ("none", "syntax"):
+        with pytest.raises(PromptError, match=f"units in the conventional cell needs constraints=full, got .*{mode}"):
+            begin(parse_prompt("Na4Cl4"), rules, mode)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="cannot ask for a space group"):
         begin(parse_prompt("NaCl", 225), rules, "none")
     begin(parse_prompt("NaCl", 225, 1), rules, "none")
@@ -129,6 +132,12 @@ def test_files_of_prompts(tmp_path: Path) -> None:
     assert read_prompts(str(tmp_path / "prompts.txt")) == ["NaCl", "Li-Fe-O"]
     assert read_prompts(tmp_path / "one.cif") == [HEAD]
     assert read_prompts("NaCl") == ["NaCl"] and read_prompts(None) == [""] and read_prompts(("a", "b")) == ["a", "b"]
+    (tmp_path / "lines.txt").write_text("NaCl\n# density_g_per_cm3 +2.10\ndata_NaCl\n")
+    with pytest.raises(PromptError, match=r"lines\.txt, line 2: '# density_g_per_cm3 \+2\.10' goes with the text"):
+        read_prompts(tmp_path / "lines.txt")
+    conditioned = "# density_g_per_cm3 +2.10\ndata_NaCl\n"
+    (tmp_path / "conditioned.cif").write_text(conditioned)
+    assert read_prompts(tmp_path / "conditioned.cif") == [conditioned]
     for name in ("empty.txt", "empty.cif"):
         with pytest.raises(PromptError, match="no prompt in it"):
             read_prompts(tmp_path / name)

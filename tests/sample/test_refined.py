@@ -23,7 +23,7 @@ from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord, read_records, write_records
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.records import RefineConfig, refine_records
-from crystallm.sample.generate import generate
+from crystallm.sample.generate import GenerateConfig, Generator, generate
 from crystallm.sample.refined import load, refine_checked
 from crystallm.sample.report import Tally
 
@@ -103,6 +103,8 @@ def test_what_gets_worse_stays_and_what_gets_better_is_taken():
     (mended,) = refine_checked(close, Towards(0.305), RefineConfig(), checks)
     assert mended.rejected_by is None and mended.text == RUTILE
     assert mended.provenance["refined"]["mended"] == "distance"
+    (again,) = refine_checked([replace(good[0], rejected_by="duplicate")], Towards(0.311), RefineConfig(), checks)
+    assert again.rejected_by == "duplicate" and again.text == RUTILE
     (taken,) = refine_checked(good, Towards(0.311), RefineConfig(), checks)
     assert Tally([kept, mended, taken]).summary() == (
         "kept 3 of 3\nrefined 2 (1 of them rejected before); "
@@ -209,3 +211,52 @@ def test_refining_while_sampling(checkpoint: str) -> None:
         assert before.rejected_by is not None or after.rejected_by is None
     with pytest.raises(ValueError, match="refine keeps what passes the checks, so it goes with rules"):
         generate("TiO2", refine=True, rules="none", **settings)
+
+
+UP_TO_U = RUTILE[: RUTILE.index("0.305")].rstrip()
+
+
+def towards(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refiner of this process brings the oxygens of rutile to `u`."""
+    monkeypatch.setattr("crystallm.sample.refined.load", lambda *_: (Towards(u), {"model_hash": "abc"}))
+
+
+def test_duplicates_are_those_of_the_refined_crystals(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"seed": 0, "model": checkpoint, "device": "cpu"}
+    drawn = generate(UP_TO_U, num=4, unique=True, **settings)
+    assert "duplicate" not in {one.rejected_by for one in drawn[:2]}, "as drawn they differ"
+    towards(0.305, monkeypatch)
+    refined = generate(UP_TO_U, num=4, unique=True, refine=True, **settings)
+    assert [one.rejected_by for one in refined] == [None, "duplicate", "duplicate", "duplicate"]
+    assert {one.text for one in refined} == {RUTILE}
+    asked = {"num": 2, "max_draws": 5, "until_valid": True, "refine": True, **settings}
+    assert [one.rejected_by for one in generate(UP_TO_U, **asked)] == [None, None]
+    stopped = generate(UP_TO_U, unique=True, **asked)
+    assert [one.rejected_by for one in stopped] == [None] + 4 * ["duplicate"]
+
+
+def test_workers_refine_what_they_draw(checkpoint: str) -> None:
+    settings = {"num": 3, "seed": 0, "model": checkpoint, "device": "cpu", "refine": True, "unique": True}
+    here, there = (generate("TiO2", space_group="P4_2/mnm", workers=n, **settings) for n in (0, 2))
+    assert any("refined" in one.provenance for one in here)
+    assert [(a.text, a.rejected_by) for a in here] == [(b.text, b.rejected_by) for b in there]
+
+
+def test_a_refiner_that_is_not_there_is_told_before_drawing(checkpoint: str, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        config = GenerateConfig("TiO2", refine=True, refiner=str(tmp_path / "none"), workers=workers)
+        with pytest.raises(FileNotFoundError, match="none"):
+            Generator.load(checkpoint, "cpu").stream(config)
+
+
+def test_refined_atoms_keep_the_distance_that_was_asked_for(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"num": 3, "seed": 0, "model": checkpoint, "device": "cpu", "min_distance_ang": 1.94}
+    drawn = generate(UP_TO_U, **settings)
+    assert all(one.rejected_by is None for one in drawn)
+    towards(0.295, monkeypatch)  # Ti and O 1.915 Å apart, which the checks let pass
+    for one, before in zip(generate(UP_TO_U, refine=True, **settings), drawn, strict=True):
+        assert one.rejected_by is None and one.text == before.text
+        assert one.provenance["refined"]["failed"] == "distance: atoms 1.915 Å apart, 1.94 Å is asked for"
+    towards(0.303, monkeypatch)
+    for one in generate(UP_TO_U, refine=True, **settings):
+        assert one.text == RUTILE.replace("0.305", "0.303") and "failed" not in one.provenance["refined"]

@@ -129,6 +129,11 @@ def test_batches_do_not_show(generator: Generator, records: list[CIFRecord], mon
         assert one.perplexity == pytest.approx(other.perplexity, rel=1e-4, nan_ok=True)
 
 
+def test_an_id_may_hold_a_line_break(generator: Generator, root: Path) -> None:
+    [score] = score_records([CIFRecord("two\nlines", (root / "tests/cifs/NaCl.cif").read_text())], generator)
+    assert score.id == "two\nlines" and score.rank == 1
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files(ending: str, generator: Generator, root: Path, tmp_path: Path) -> None:
     paths = [root / "tests" / "cifs" / "NaCl.cif", root / "tests" / "cifs" / "rutile.cif"]

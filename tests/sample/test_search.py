@@ -134,6 +134,16 @@ def test_strata_of_formula_units(generator: Generator) -> None:
     assert strata == [n for n in range(1, n_units + 1) if n_units % n == 0]
 
 
+def test_formula_units_that_the_group_cannot_hold_are_left_out(generator: Generator) -> None:
+    """Sites of Ia-3d's primitive cell are 8, 12, 16, ...: with less than 4 units all counts have a common divisor."""
+    config = GenerateConfig(num=1, seed=0, rules="none", space_group="230", restarts=0)
+    prompts = generator.prompts(config)
+    (result,) = search_from(generator, prompts, SearchConfig("formula_units", max_formula_units=5), config)
+    assert [record.provenance["search"]["stratum"] for record in result.records] == [{"formula_units": 4}]
+    with pytest.raises(PromptError, match="an empty prompt: no number of formula units up to 3 is left"):
+        search_from(generator, prompts, SearchConfig("formula_units", max_formula_units=3), config)
+
+
 def test_strata_of_space_groups(generator: Generator) -> None:
     result = search(generator, "space_groups", num=2)
     drawn = Counter(record.provenance["search"]["stratum"]["space_group"] for record in result.records)
@@ -203,6 +213,7 @@ def test_searches_need_constraints(generator: Generator) -> None:
     for config, message in (
         (GenerateConfig(constraints="syntax"), "constraints=full"),
         (GenerateConfig(until_valid=True), "until_valid"),
+        (GenerateConfig(refine=True), "a search goes without refine"),
     ):
         with pytest.raises(ValueError, match=message):
             search_from(generator, [parse_prompt("NaCl")], SearchConfig("beam"), config)
@@ -367,6 +378,8 @@ def test_arguments(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["--search", "self_consistency", "--groups", "4"], "--groups goes with --search space_groups; self_"),
         (["--search", "energy_votes", "--width", "4"], "--width goes with --search beam, mcts; energy_votes"),
         (["--search", "mcts", "--branch", "tokens"], "--branch goes with --search beam; mcts does not look at it"),
+        (["--search", "best_of_n", "--prompt", "NaCl", "--refine"], "a search goes without refine"),
+        (["--search", "mcts", "--workers", "2"], "--workers goes with --search best_of_n"),
         (["--refiner", "mine"], "refiner goes with refine, got refiner='mine' alone"),
         (["--search", "beam", "--width", "0"], "width must be at least 1"),
         (["--search", "space_groups", "--prompt", "Na-Cl"], "wants a prompt with a formula"),
@@ -389,13 +402,28 @@ def test_every_setting_belongs_to_a_search() -> None:
 def test_beam_does_not_look_at_what_it_says(generator: Generator) -> None:
     plain = GenerateConfig(num=2, rules="none", seed=0)
     asked = replace(parse_prompt("NaCl"), request=Request(given_units=2))
-    other = {"num": 5, "temperature": 0.3, "top_k": 2, "top_p": 0.5, "restarts": 1, "dtype": "bfloat16"}
+    other = {"num": 5, "temperature": 0.3, "top_k": 2, "top_p": 0.5, "restarts": 1}
+    other |= {"dtype": "bfloat16", "workers": 2}
     assert set(other) == set(SEARCHES["beam"].unused)
     texts = [
         [record.text for record in search_from(generator, [asked], SearchConfig("beam", width=3), config)[0].records]
         for config in (plain, replace(plain, **other))  # type: ignore[arg-type]
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["beam", "mcts"])
+def test_no_processes_are_started_for_what_is_drawn_here(
+    name: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checked_here(function, records, workers, *args, **kwargs):  # type: ignore[no-untyped-def]
+        assert workers == 0
+        return map(function, records)
+
+    monkeypatch.setattr("crystallm.checks.filter.map_processes", checked_here)
+    settings, config = SearchConfig(name, width=2, leaves=2), GenerateConfig(num=2, seed=0, workers=2)
+    [result] = search_from(generator, [parse_prompt("NaCl", 225, 1)], settings, config)
+    assert result.records and name not in searches_with("workers")
 
 
 def test_help_states_the_defaults(root: Path) -> None:

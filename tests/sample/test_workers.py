@@ -88,4 +88,5 @@ def test_a_process_that_dies_costs_one_record(
     [lost] = [k for k, (one, other) in enumerate(zip(here, there, strict=True)) if one.text != other.text]
     assert there[lost].id == "gen-0001-000002" and there[lost].rejected_by == "error"
     assert "exit code 1" in there[lost].reason and there[lost].prompt == "Ca Ti O3"
+    assert there[lost].provenance == here[lost].provenance | {"restarts": 0, "tokens": 0}, "searches count them"
     assert seen(there[:lost] + there[lost + 1 :]) == seen(here[:lost] + here[lost + 1 :])

@@ -347,6 +347,8 @@ def test_devices_and_dtypes():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("mps")) == torch.float32
+    with pytest.raises(ValueError, match=r"no device 'cpu:x' here"):
+        pick_device("cpu:x")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"no device 'cuda' here, by torch .*; there are auto, cpu"):
             pick_device("cuda")
