@@ -7,6 +7,7 @@ With --rank formation_energy (or band_gap, ...) the crystals come in the order o
 With --search the structures drawn are clustered and an answer is selected among them:
   python bin/sample.py --prompt "Ca Ti O3" --search self_consistency --num 20
   python bin/sample.py --prompt "Ca Ti O3" --search mcts --num 200 --scorer min:volume_per_atom
+The exit status is 1 if no crystal is kept.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     )
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
     parser.add_argument("--max-draws", type=int, help=f"give up then (default: {DRAWS_PER_VALID} NUM)")
-    parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one")
+    parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one, of any prompt")
     parser.add_argument(
         "--rules", choices=("default", "crystallm", "cdvae", "none"), help=f"checks (default: {DRAW.rules})"
     )
@@ -79,7 +80,9 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--model", help="checkpoint folder, or a CrystaLLM ckpt.pt; left out: the bundled model")
     parser.add_argument("--device", help=f"auto, cpu, cuda or mps (default: {DRAW.device})")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help=f"the latter: on a GPU (default: {DRAW.dtype})"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help=f"the latter: on a GPU, mostly (default: {DRAW.dtype})",
     )
     parser.add_argument("--batch", type=int, help=f"sequences at once (default: {DRAW.batch})")
     parser.add_argument(
@@ -112,7 +115,13 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
         help="tree: likelihood, density, volume_per_atom, a predicted property, module:function; min:... too "
         f"(default: {SEARCH.scorer})",
     )
-    arguments = vars(parser.parse_args())
+    parsed, rest = parser.parse_known_args()
+    if rest:
+        hint = f'a formula goes with --prompt: --prompt "{" ".join(rest)}"'
+        if rest[0].startswith("-"):
+            hint = "--help lists them"
+        parser.exit(2, f"{parser.prog}: {rest[0]!r} is no option; {hint}\n")
+    arguments = vars(parsed)
     asked = {field.name: arguments.pop(field.name) for field in fields(SearchConfig) if field.name in arguments}
     rank, predictor = arguments.pop("rank", None), arguments.pop("predictor", None)
     try:
@@ -147,6 +156,8 @@ def refuse_ignored(search: str | None, typed: list[str]) -> None:
 if __name__ == "__main__":
     parser, config, settings, ranking = parse_arguments()
     try:
-        run(config, settings, ranking)
+        tally = run(config, settings, ranking)
     except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
+    if not (tally.counts.n_valid or config.keep_rejected):
+        raise SystemExit(1)

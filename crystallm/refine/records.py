@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,10 +34,10 @@ class RefineConfig:
     seed: int = 0  # of that noise
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or not self.start_sigma_ang > 0:
-            raise ValueError(
-                f"num_steps ≥ 1 and start_sigma_ang > 0 wanted, got {self.num_steps}, {self.start_sigma_ang}"
-            )
+        if self.num_steps < 1:
+            raise ValueError(f"at least 1 step of refinement is wanted, got {self.num_steps}")
+        if not 0 < self.start_sigma_ang < math.inf:
+            raise ValueError(f"sigma, how far off atoms may be, is a length above 0 Å, got {self.start_sigma_ang}")
 
 
 def refine_records(

@@ -203,9 +203,13 @@ def _row(one: Score) -> tuple[str, ...]:
 
 
 def to_frame(scores: Sequence[Score]) -> DataFrame:
+    """A row each; what is not known is missing."""
     import pandas as pd
 
-    return pd.DataFrame({field.name: [getattr(one, field.name) for one in scores] for field in fields(Score)})
+    table = pd.DataFrame({field.name: [getattr(one, field.name) for one in scores] for field in fields(Score)})
+    counts = table[[field.name for field in fields(Score) if field.type == "int"]].astype("Int64")
+    table[counts.columns] = counts.mask(counts == 0)
+    return table
 
 
 def write_scores(path: str | Path, scores: Sequence[Score]) -> None:

@@ -346,6 +346,8 @@ def test_the_script(checkpoint: str, root: Path, tmp_path: Path) -> None:
         again.returncode == 2 and "out holds crystals of an earlier run (3); --overwrite replaces them" in again.stderr
     )
     assert "kept" not in again.stdout and len(list((tmp_path / "out").glob("*.cif"))) == 3
+    hint = script("Na", "Cl")
+    assert hint.returncode == 2 and 'a formula goes with --prompt: --prompt "Na Cl"' in hint.stderr
     bad = script("--prompt", "NaXx")
     assert bad.returncode == 2 and "'Xx' is no element; closest is" in bad.stderr and "Traceback" not in bad.stderr
 

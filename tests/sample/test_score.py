@@ -137,11 +137,15 @@ def test_an_id_may_hold_a_line_break(generator: Generator, root: Path) -> None:
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files(ending: str, generator: Generator, root: Path, tmp_path: Path) -> None:
     paths = [root / "tests" / "cifs" / "NaCl.cif", root / "tests" / "cifs" / "rutile.cif"]
-    scores = score_records(read_sources(paths), generator)
+    (tmp_path / "empty.cif").write_text("data_x\n")
+    scores = score_records(read_sources([*paths, tmp_path / "empty.cif"]), generator)
     write_scores(tmp_path / f"scores.{ending}", scores)
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet}[ending](tmp_path / f"scores.{ending}")
-    assert read["id"].tolist() == ["NaCl", "rutile"] and read["rank"].tolist() == [one.rank for one in scores]
-    assert read["perplexity"].tolist() == pytest.approx([one.perplexity for one in scores])
+    assert read["id"].tolist() == ["NaCl", "rutile", "empty"]
+    assert read["rank"].tolist()[:2] == [one.rank for one in scores[:2]]
+    assert read["perplexity"].tolist() == pytest.approx([one.perplexity for one in scores], nan_ok=True)
+    numbers = ["space_group_number", "formula_units", "n_tokens", "rank", "perplexity"]
+    assert read[numbers].iloc[2].isna().all(), "what is not known is missing, not 0"
     with pytest.raises(ValueError, match=r"\.csv or \.parquet, got '\.xlsx'"):
         write_scores(tmp_path / "scores.xlsx", [Score("a")])
 
