@@ -27,7 +27,7 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", nargs="*", default=(), help="systems, formulas, or a file with one a line")
     parser.add_argument("--quantiles", type=float, nargs="+", default=SteeringConfig.quantiles)
     parser.add_argument("--num", type=int, default=SteeringConfig.num, help="samples for each value")
-    parser.add_argument("--scorer", help="module:function that gives the values obtained; left out: computed")
+    parser.add_argument("--scorer", help="band_gap and the like, predicted, or module:function; left out: computed")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=1.0, help="of the steered samples, as bin/sample.py's")
     parser.add_argument("--seed", type=int, default=0)
