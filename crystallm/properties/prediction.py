@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,20 +21,15 @@ from crystallm.records import CIFRecord
 from crystallm.resources import resource_path
 from crystallm.train.distribution import pick_device
 
-_NON_NEGATIVE = (
-    "band_gap",
-    "density",
-    "volume",
-    "bulk_modulus",
-    "shear_modulus",
-    "debye",
-    "thermal_conductivity",
+_NON_NEGATIVE = re.compile(
+    r"(?:(?!log)[a-z]+\d+_)?"  # a source, mp20_
+    r"(?:band_gap|density|volume|bulk_modulus|shear_modulus|debye|thermal_conductivity)"
 )
 
 
 def never_negative(target: str) -> bool:
-    """By its name: a density, "density_g_per_cm3", but not "log10_thermal_conductivity_w_per_mk"."""
-    return target.startswith(_NON_NEGATIVE)
+    """By its name: "density_g_per_cm3", "mp20_band_gap_ev", but not "log10_thermal_conductivity_w_per_mk"."""
+    return bool(_NON_NEGATIVE.match(target))
 
 
 BATCH_ATOMS = 2048
