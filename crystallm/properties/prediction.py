@@ -22,7 +22,7 @@ from crystallm.resources import resource_path
 from crystallm.train.distribution import pick_device
 
 _NON_NEGATIVE = re.compile(
-    r"(?:(?!log)[a-z]+\d+_)?"  # a source, mp20_
+    r"(?:(?!log|ln|delta)[a-z]+\d*_)?"  # a source, mp20_
     r"(?:band_gap|density|volume|bulk_modulus|shear_modulus|debye|thermal_conductivity)"
 )
 

@@ -143,7 +143,13 @@ def test_what_checks_rejected_before_counts_as_predicted(
 
 @pytest.mark.parametrize(
     ("target", "floor"),
-    [("density_g_per_cm3", 0.0), ("log10_thermal_conductivity_w_per_mk", None), ("energy_ev_per_volume_ang3", None)],
+    [
+        ("density_g_per_cm3", 0.0),
+        ("jarvis_band_gap_ev", 0.0),
+        ("delta_volume_ang3", None),
+        ("log10_thermal_conductivity_w_per_mk", None),
+        ("energy_ev_per_volume_ang3", None),
+    ],
 )
 def test_only_what_cannot_be_negative_is_cut_off_at_zero(tmp_path: Path, target: str, floor: float | None) -> None:
     torch.manual_seed(0)
