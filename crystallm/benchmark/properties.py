@@ -118,9 +118,10 @@ def property_table(results: Sequence[dict[str, Any]]) -> str:
     for one in results:
         for branch, targets in one["branches"].items():
             for name, errors in targets.items():
+                agree = f"{errors['mae_agree']:.4f} ({errors['n_agree']:,})" if errors["n_agree"] else "–"
                 lines.append(
                     f"| {Path(one['run']).name} | {one['n_train']:,} | {one['minutes']:.0f} | {branch} | {name} "
-                    f"| {errors['mae']:.4f} ({errors['n']:,}) | {errors['mae_agree']:.4f} ({errors['n_agree']:,}) "
+                    f"| {errors['mae']:.4f} ({errors['n']:,}) | {agree} "
                     f"| {errors['expected']:.4f} |"
                 )
     speeds = [f"{Path(one['run']).name} {one['structures_per_s']['cpu']:.0f}" for one in results]
