@@ -76,7 +76,6 @@ class Predictor:
             raise ValueError(f"no property {name!r}; this predictor knows {', '.join(self.targets)}")
         return found[0]
 
-    @torch.no_grad()
     def predict(
         self,
         samples: SampleSet,
