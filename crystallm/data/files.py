@@ -6,7 +6,6 @@ Where the bytes come from (a folder, an archive, a table's cell) is the matter o
 from __future__ import annotations
 
 import gzip
-import io
 import re
 import zipfile
 import zlib

@@ -1,6 +1,6 @@
 """A corpus → canonical records and token shards, in three steps that each survive a kill.
 
-    clean   text → canonical text, in parallel; each chunk of rows becomes a file in the work folder, whole or not at all
+    clean   text → canonical text, in parallel; each chunk of rows becomes a file in the work folder, or none does
     dedup   duplicates by bucket of formulas; each bucket's result is a file in the work folder
     write   OUT/records.parquet, OUT/rejected.parquet, the shards, and last OUT/meta.json; a property that the
             structure kept has no value of is taken from its duplicates
@@ -299,7 +299,7 @@ def _exclude(config: PrepareConfig, work: Path, show_progress: bool) -> list[str
             else:
                 unread += 1
         if without:
-            raise PrepareError(f"--exclude {', '.join(without)}: no formula could be read, so nothing would be kept out")
+            raise PrepareError(f"--exclude {', '.join(without)}: no formula could be read: nothing would be kept out")
         write_atomically(file, json.dumps({"formulas": sorted(formulas), "unread": unread}).encode())
     unread = json.loads(file.read_bytes())["unread"]
     return [f"{unread} excluded structures could not be read, so their formulas are not kept out"] if unread else []

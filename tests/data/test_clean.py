@@ -48,7 +48,10 @@ def test_reasons(rock_salt, change, reason):
     assert row.reason and not row.text
 
 
-@pytest.mark.parametrize("formula, wrong", [("Na Cl", ""), ("Cl4 Na4", ""), ("H4 Cl Na O2", "H4 Cl1 Na1 O2"), ("?", ""), ("NACL", ""), ("Na Cl H0", "")])
+@pytest.mark.parametrize(
+    "formula, wrong",
+    [("Na Cl", ""), ("Cl4 Na4", ""), ("H4 Cl Na O2", "H4 Cl1 Na1 O2"), ("?", ""), ("NACL", ""), ("Na Cl H0", "")],
+)
 def test_the_formula_stated_is_that_of_the_atoms(rock_salt, formula, wrong):
     row = clean(rock_salt().replace("_cell_length_a", f"_chemical_formula_sum '{formula}'\n_cell_length_a"))
     assert row.rejected_by == ("formula" if wrong else None)
