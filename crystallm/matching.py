@@ -1,8 +1,8 @@
-"""The RMS distance of pymatgen's StructureMatcher, at a fraction of its cost: each crystal is reduced once.
+"""pymatgen's StructureMatcher, its RMS distance and its verdict, at a fraction of the cost: crystals are reduced once.
 
     reduced = reduce_crystal(reference)
     rms_of_reduced(reduce_crystal(predicted), reduced)  # nan where they do not match
-    fits(reduce_crystal(predicted), reduced)  # as StructureMatcher.fit
+    fits(reduce_crystal(predicted), reduced, SAME)  # as StructureMatcher().fit
 
 The same number as `StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3).get_rms_dist(predicted, reference)[0]`, step by
 step its algorithm (primitive Niggli cells of equal volume, all mappings of one lattice on the other, all translations
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,17 @@ from crystallm.interop import to_structure
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-STOL, ANGLE_TOL, LTOL = 0.5, 10.0, 0.3  # of the published tables
+
+class Tolerances(NamedTuple):
+    """StructureMatcher's."""
+
+    stol: float  # of a site, in units of (volume / n_atoms) ** (1/3)
+    angle_tol: float  # degrees
+    ltol: float  # share of an edge
+
+
+PUBLISHED = Tolerances(0.5, 10.0, 0.3)  # of the published tables of structure prediction
+SAME = Tolerances(0.3, 5.0, 0.2)  # its defaults, by which uniqueness, novelty and duplicates are counted
 _GOOD_ENOUGH = 1e-5  # StructureMatcher looks no further below this
 _TRIPLES_AT_ONCE = 4_000_000
 _PRIMITIVE_TOLERANCE = 0.25  # Å, get_primitive_structure's own
@@ -43,6 +54,12 @@ class Reduced:
     volume: float  # Å^3
 
     @functools.cached_property
+    def parameters(self) -> tuple[Floats, Floats]:
+        """Lengths (3,) in Å and angles (3,) in degrees."""
+        lengths, angles = _parameters(self.lattice[None])
+        return lengths[0], angles[0]
+
+    @functools.cached_property
     def counts(self) -> dict[int, int]:
         return _counts(self.atomic_numbers)
 
@@ -53,19 +70,28 @@ def _counts(atomic_numbers: Ints) -> dict[int, int]:
 
 
 def reduce_crystal(crystal: Crystal) -> Reduced:
+    niggli = reduce_primitive(crystal)
+    if not _may_be_centred(niggli.parameters[0], niggli.frac_coords, niggli.atomic_numbers):
+        return niggli
+    whole = Crystal(niggli.lattice, niggli.frac_coords, niggli.atomic_numbers)
+    structure = to_structure(whole).get_primitive_structure()
+    lattice, numbers = structure.lattice, np.array(structure.atomic_numbers)
+    return Reduced(np.array(lattice.matrix), structure.frac_coords, numbers, float(lattice.volume))
+
+
+def reduce_primitive(crystal: Crystal) -> Reduced:
+    """Of a crystal in a primitive cell."""
     from pymatgen.core import Lattice
 
+    # spglib's would take 0.01 ms in place of 0.7; but a symmetric lattice has several Niggli cells, and which of them
+    # is taken changes the distance of two crystals that are far apart.
     lattice = Lattice(crystal.lattice).get_niggli_reduced_lattice()
-    frac_coords, numbers = crystal.cart_coords @ np.linalg.inv(lattice.matrix), crystal.atomic_numbers
+    frac_coords = crystal.cart_coords @ np.linalg.inv(lattice.matrix)
     frac_coords -= np.floor(frac_coords)
-    if _may_be_centred(lattice.abc, frac_coords, numbers):
-        niggli = Crystal(lattice.matrix, frac_coords, numbers)
-        structure = to_structure(niggli).get_primitive_structure()
-        lattice, frac_coords, numbers = structure.lattice, structure.frac_coords, np.array(structure.atomic_numbers)
-    return Reduced(np.array(lattice.matrix), frac_coords, numbers, float(lattice.volume))
+    return Reduced(np.array(lattice.matrix), frac_coords, crystal.atomic_numbers, float(lattice.volume))
 
 
-def _may_be_centred(lengths: Sequence[float], frac_coords: Floats, atomic_numbers: Ints) -> bool:
+def _may_be_centred(lengths: Floats, frac_coords: Floats, atomic_numbers: Ints) -> bool:
     """False where get_primitive_structure can find no smaller cell: most crystals, at a tenth of the time.
 
     It looks for vectors between atoms of the rarest element that carry every atom to within 0.5 Å of one of its kind.
@@ -74,7 +100,7 @@ def _may_be_centred(lengths: Sequence[float], frac_coords: Floats, atomic_number
     formula_units = math.gcd(*map(len, groups))
     if formula_units == 1:
         return False
-    tolerance = 2 * _PRIMITIVE_TOLERANCE / np.array(lengths) + 1e-9
+    tolerance = 2 * _PRIMITIVE_TOLERANCE / lengths + 1e-9
     if tolerance.max() >= 1 / formula_units:
         return True  # a fraction of a cell edge is within the tolerance of no shift at all
     rarest = min(groups, key=len)
@@ -97,19 +123,22 @@ def distance_to(predicted: Crystal, reference: Reduced) -> float:
 def rms_of_reduced(predicted: Reduced, reference: Reduced) -> float:
     """In units of (volume / n_atoms) ** (1/3); nan where they do not match."""
     best = math.inf
-    for distances in _site_distances(predicted, reference):
+    for distances in _site_distances(predicted, reference, PUBLISHED):
         best = min(best, math.sqrt((distances**2).mean()))
         if best < _GOOD_ENOUGH:
             break
-    return best if best < STOL else math.nan
+    return best if best < PUBLISHED.stol else math.nan
 
 
-def fits(predicted: Reduced, reference: Reduced) -> bool:
-    """Whether they are the same crystal: `StructureMatcher.fit`, which asks of every site to be closer than STOL."""
-    return any(distances.max() < STOL for distances in _site_distances(predicted, reference))
+def fits(predicted: Reduced, reference: Reduced, tolerances: Tolerances) -> bool:
+    """Whether they are the same crystal: `StructureMatcher.fit`, which asks of every site to be closer than stol.
+
+    As there, the order of the two may decide at the edge of a tolerance.
+    """
+    return any(distances.max() < tolerances.stol for distances in _site_distances(predicted, reference, tolerances))
 
 
-def _site_distances(predicted: Reduced, reference: Reduced) -> Iterator[Floats]:
+def _site_distances(predicted: Reduced, reference: Reduced, tolerances: Tolerances) -> Iterator[Floats]:
     """For each mapping of one crystal on the other: how far (n_atoms,) the sites are apart at the best translation.
 
     Where several pairings of the sites cost the same, rounding decides among them; so the operations are pymatgen's.
@@ -123,20 +152,20 @@ def _site_distances(predicted: Reduced, reference: Reduced) -> Iterator[Floats]:
     n_atoms = len(reference.atomic_numbers)
     ratio = (reference.volume / predicted.volume) ** (1 / 6)
     first = predicted.lattice * ratio
-    lengths, angles = _parameters(reference.lattice[None] / ratio)
+    lengths, angles = reference.parameters[0] / ratio, reference.parameters[1]
     cart_coords = predicted.frac_coords @ first
     mask = (reference.atomic_numbers[:, None] != predicted.atomic_numbers[None, :]).astype(np.int64)
     anchor = int(np.argmax(mask.sum(axis=1)))  # an atom of the rarest element
     starts = np.flatnonzero(mask[anchor] == 0)
     reference_frac = np.ascontiguousarray(reference.frac_coords)
-    for aligned in _lattice_mappings(first, lengths[0], angles[0]):
+    for aligned in _lattice_mappings(first, lengths, angles, tolerances):
         frac = cart_coords @ np.linalg.inv(aligned)  # (n_mappings, n_atoms, 3)
         frac -= np.floor(frac)
         aligned_lengths, aligned_angles = _parameters(aligned)
         average = _lattices((aligned_lengths + lengths) / 2, (aligned_angles + angles) / 2)
         inverse_lengths = np.linalg.norm(np.linalg.inv(average), axis=1)  # (n_mappings, 3) of the reciprocal lattice
         normalization = (n_atoms / np.abs(np.linalg.det(average))) ** (1 / 3)
-        frac_tol = 2 * STOL * inverse_lengths / normalization[:, None]
+        frac_tol = 2 * tolerances.stol * inverse_lengths / normalization[:, None]
         for k in range(len(aligned)):
             lattice, lll_frac_tol = None, None
             for start in starts:
@@ -146,27 +175,28 @@ def _site_distances(predicted: Reduced, reference: Reduced) -> Iterator[Floats]:
                 if lattice is None:
                     lattice = Lattice(average[k])
                     inverse = np.linalg.inv(lattice.lll_matrix)
-                    lll_frac_tol = 2 * STOL * np.linalg.norm(inverse, axis=0) / normalization[k]
+                    lll_frac_tol = 2 * tolerances.stol * np.linalg.norm(inverse, axis=0) / normalization[k]
                 vectors, squares = pbc_shortest_vectors(lattice, moved, frac[k], mask, True, lll_frac_tol)
                 shifts = vectors[linear_sum_assignment(squares)]
                 shifts -= shifts.mean(axis=0)  # the best translation
                 yield np.sqrt((shifts**2).sum(axis=1)) * normalization[k]
 
 
-def _lattice_mappings(first: Floats, lengths: Floats, angles: Floats) -> Iterator[Floats]:
+def _lattice_mappings(first: Floats, lengths: Floats, angles: Floats, tolerances: Tolerances) -> Iterator[Floats]:
     """Cells of the lattice `first` within the tolerances of a cell's lengths (Å) and angles (degrees).
 
     Yields them, some at a time: (n, 3, 3), Å.
     """
-    radius = lengths.max() * (1 + LTOL)
-    reach = np.floor(radius * np.linalg.norm(np.linalg.inv(first), axis=0) + 1e-9).astype(int)
-    points = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), -1).reshape(-1, 3)
+    reach = 1 + tolerances.ltol
+    radius = lengths.max() * reach
+    counts = np.floor(radius * np.linalg.norm(np.linalg.inv(first), axis=0) + 1e-9).astype(int)
+    points = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in counts), indexing="ij"), -1).reshape(-1, 3)
     vectors = points @ first
     norms = np.sqrt((vectors**2).sum(axis=1))
     edges = []  # candidates for a, b, c: points (n, 3), vectors (n, 3), norms (n,)
     for length in lengths:
         share = norms / length
-        near = np.flatnonzero((share < 1 + LTOL) & (share > 1 / (1 + LTOL)))
+        near = np.flatnonzero((share < reach) & (share > 1 / reach))
         edges.append((points[near], vectors[near], norms[near]))
     if not all(len(near) for _, _, near in edges):
         return
@@ -176,7 +206,7 @@ def _lattice_mappings(first: Floats, lengths: Floats, angles: Floats) -> Iterato
         return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
 
     near_alpha, near_beta, near_gamma = (
-        np.abs(between(*pair) - wanted) <= ANGLE_TOL
+        np.abs(between(*pair) - wanted) <= tolerances.angle_tol
         for pair, wanted in zip(((1, 2), (0, 2), (0, 1)), angles, strict=True)
     )
     step = max(1, _TRIPLES_AT_ONCE // max(1, near_alpha.size))

@@ -18,18 +18,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystallm.asymmetric_unit import AsymmetricUnit, to_primitive
 from crystallm.crystal import Crystal
-from crystallm.interop import to_structure
-
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
+from crystallm.matching import SAME, Reduced, fits, reduce_primitive
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +33,7 @@ FIRST_LOOK = 16  # crystals; then twice as many, and so on
 _CELL_END = 9  # lines of a canonical text up to the end of the cell
 _SAME_SHAPE = 1.005
 _SLACK = 1e-6  # the test may let through what the matcher refuses by rounding, never the reverse
-MAX_REDUCED = 4096  # Niggli cells kept in memory, some 5 kB each
+MAX_REDUCED = 4096  # Niggli cells kept in memory
 
 
 @functools.lru_cache(2048)
@@ -48,22 +43,13 @@ def primitive_crystal(text: str) -> Crystal:
 
 
 @functools.lru_cache(MAX_REDUCED)
-def niggli_structure(text: str) -> Structure:
-    """Found once: for each pair anew it would take two thirds of StructureMatcher's time."""
-    return to_structure(primitive_crystal(text)).get_reduced_structure("niggli")
-
-
-@functools.cache
-def matcher() -> StructureMatcher:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(primitive_cell=False)  # these cells are primitive already
+def niggli_cell(text: str) -> Reduced:
+    return reduce_primitive(primitive_crystal(text))
 
 
 def matches(first: str, second: str) -> bool:
-    """Of two canonical texts of one formula and number of formula units: the matcher's opinion."""
-    pair = niggli_structure(first), niggli_structure(second)
-    return bool(matcher().fit(*pair, skip_structure_reduction=True))
+    """Of two canonical texts of one formula and number of formula units: StructureMatcher's opinion."""
+    return fits(niggli_cell(first), niggli_cell(second), SAME)
 
 
 def composition_of(text: str) -> str:
@@ -129,18 +115,18 @@ class MatchIndex:
     def _cell(self, place: int) -> tuple[Floats, Floats]:
         """Edges (3,) of the Niggli cell of volume 1; least and largest cosines (2, 3) of its angles that match."""
         if place not in self._cells:
-            lattice = niggli_structure(self.texts[place]).lattice
-            angles = np.array(lattice.angles)
-            tolerance = matcher().angle_tol + _SLACK
+            reduced = niggli_cell(self.texts[place])
+            lengths, angles = reduced.parameters
+            tolerance = SAME.angle_tol + _SLACK
             limits = np.radians([np.minimum(angles + tolerance, 180), np.maximum(angles - tolerance, 0)])
-            self._cells[place] = np.array(lattice.lengths) / lattice.volume ** (1 / 3), np.cos(limits)
+            self._cells[place] = lengths / reduced.volume ** (1 / 3), np.cos(limits)
         return self._cells[place]
 
     def _fitting(self, text: str, places: Sequence[int]) -> list[int]:
         """Those of the places whose Niggli cell this crystal's lattice can imitate."""
-        lattice = niggli_structure(text).lattice
-        matrix = lattice.matrix / lattice.volume ** (1 / 3)
-        reach = 1 + matcher().ltol + _SLACK
+        reduced = niggli_cell(text)
+        matrix = reduced.lattice / reduced.volume ** (1 / 3)
+        reach = 1 + SAME.ltol + _SLACK
         edges = np.array([self._cell(k)[0] for k in places])  # (n, 3)
         # The k-th shortest edge of a Niggli cell is the k-th successive minimum of its lattice, and three vectors that
         # imitate another cell are independent: none of its edges can be shorter than this cell's, over the tolerance.

@@ -5,19 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, to_primitive
 from crystallm.canonical import canonicalize
 from crystallm.cif import CIFError, parse_cif
 from crystallm.crystal import Crystal, same_proportions
-from crystallm.interop import to_structure
+from crystallm.matching import SAME, fits, reduce_crystal
 from crystallm.records import CIFRecord
 from tokenizer import CIFTokenizer, Grammar, GrammarError
 from tokenizer.elements import ATOMIC_NUMBERS
-
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
 
 
 @dataclass(frozen=True)
@@ -129,16 +125,9 @@ def _count_tokens(text: str, vocabulary: str) -> int:
     return len(ids)
 
 
-@functools.cache
-def _matcher() -> StructureMatcher:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher()
-
-
 def _check_round_trip(crystal: Crystal, unit: AsymmetricUnit) -> None:
     expanded = to_primitive(unit.to_crystal(), unit.group)
-    if not _matcher().fit(to_structure(crystal), to_structure(expanded)):
+    if not fits(reduce_crystal(crystal), reduce_crystal(expanded), SAME):
         raise _Rejected(
             "round_trip", f"{unit.reduced_formula} in {unit.group.symbol}: what the text expands to does not match"
         )

@@ -16,7 +16,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +25,8 @@ from tqdm import tqdm
 
 from crystallm.asymmetric_unit import AsymmetricUnit, to_primitive
 from crystallm.data.tables import write_table
-from crystallm.interop import to_structure
+from crystallm.matching import SAME, Reduced, fits, reduce_primitive
 from crystallm.parallel import Failure, map_processes
-
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
 
 BUCKET_STRUCTURES = 20_000  # some 100 MB
 MAX_VOLUME_RATIO = 1.1  # StructureMatcher scales volumes away; a polymorph under pressure is no duplicate
@@ -104,19 +99,11 @@ class _Candidate:
         self._crystal = crystal
 
     @functools.cached_property
-    def structure(self) -> Structure:
-        """The Niggli cell, found once: for each pair anew, it would take two thirds of StructureMatcher's time."""
-        return to_structure(to_primitive(self._crystal, self.unit.group)).get_reduced_structure("niggli")
+    def reduced(self) -> Reduced:
+        return reduce_primitive(to_primitive(self._crystal, self.unit.group))
 
     def matches(self, other: _Candidate) -> bool:
-        return bool(_matcher().fit(self.structure, other.structure, skip_structure_reduction=True))
-
-
-@functools.cache
-def _matcher() -> StructureMatcher:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher()
+        return fits(self.reduced, other.reduced, SAME)
 
 
 # ------------------------------------------------------------------ the whole corpus

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from crystallm.crystal import Crystal
 from crystallm.interop import to_structure
-from crystallm.matching import ANGLE_TOL, LTOL, STOL, distance_to, reduce_crystal
+from crystallm.matching import PUBLISHED, distance_to, reduce_crystal
 from crystallm.parallel import Failure, map_processes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MatchScore:
     match_rate_interval: tuple[float, float]
     rmse: float  # in units of (volume / n_atoms) ** (1/3); nan without a match
     rmse_interval: tuple[float, float]
-    crmse: float  # over all targets, STOL for those without a match
+    crmse: float  # over all targets, the tolerance for those without a match
     crmse_interval: tuple[float, float]
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class MatchScore:
 def _matcher() -> StructureMatcher:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    return StructureMatcher(stol=STOL, angle_tol=ANGLE_TOL, ltol=LTOL)
+    return StructureMatcher(**PUBLISHED._asdict())
 
 
 def plain_rms_distance(predicted: Crystal | None, reference: Crystal) -> float:
@@ -124,7 +124,7 @@ def score(rms: Floats, n: int = 1, n_bootstrap: int = 1000, confidence: float = 
     low, high = np.quantile(counts / len(best), tails)
     means = sums[counts > 0] / counts[counts > 0]
     rms_low, rms_high = np.quantile(means, tails) if len(means) else (np.nan, np.nan)
-    corrected = np.where(matched, best, STOL)
+    corrected = np.where(matched, best, PUBLISHED.stol)
     crmse_low, crmse_high = np.quantile(corrected[draws].mean(axis=1), tails)
     return MatchScore(
         n=n,

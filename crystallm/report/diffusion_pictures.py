@@ -21,7 +21,7 @@ from crystallm.checks.bonds import BondError, crystal_nn
 from crystallm.cif import CIFError, parse_cif
 from crystallm.crystal import Crystal, Floats
 from crystallm.geometry import shortest_distance
-from crystallm.matching import ANGLE_TOL, LTOL, STOL, reduce_crystal, rms_of_reduced
+from crystallm.matching import PUBLISHED, reduce_crystal, rms_of_reduced
 from crystallm.records import CIFRecord
 from crystallm.refine.batch import CrystalBatch, make_batch
 from crystallm.refine.diffusion import CrystalDiffusionModel, Keep, add_noise, draw_noise
@@ -313,7 +313,7 @@ def laid_on(real: Crystal, generated: Crystal) -> tuple[np.ndarray, Floats] | No
 
     if real.n_atoms != generated.n_atoms or real.n_atoms > MAX_ALIGNED_ATOMS:
         return None
-    matcher = StructureMatcher(ltol=LTOL, stol=STOL, angle_tol=ANGLE_TOL, primitive_cell=False)
+    matcher = StructureMatcher(**PUBLISHED._asdict(), primitive_cell=False)
     found = matcher.get_s2_like_s1(to_structure(real), to_structure(generated))
     return None if found is None else (np.array(found.atomic_numbers), np.array(found.frac_coords))
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,18 +21,11 @@ from crystallm.asymmetric_unit import AsymmetricUnit, CanonicalError, is_canonic
 from crystallm.canonical import canonicalize
 from crystallm.checks.known import strip_conditions
 from crystallm.cif import parse_cif
-from crystallm.crystal import Crystal
-from crystallm.interop import to_structure
-from crystallm.matching import Reduced, fits, reduce_crystal
+from crystallm.matching import PUBLISHED, SAME, Reduced, fits, reduce_crystal
 from crystallm.records import CIFRecord
 
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
-
-# benchmark: as structure prediction is scored (crystallm/matching.py): stol 0.5, angle_tol 10, ltol 0.3.
-# distinct: StructureMatcher's own, as uniqueness is counted: 0.3, 5, 0.2. The former takes rock salt for zinc blende.
-# Volumes are scaled in both.
+# benchmark: as structure prediction is scored. distinct: as uniqueness is counted. The former takes rock salt for zinc
+# blende. Volumes are scaled in both.
 Tolerance = Literal["benchmark", "distinct"]
 
 ENERGY = "predicted_formation_energy_ev_per_atom"  # a score of records
@@ -41,23 +34,10 @@ DENOISING = "denoising_error"  # a score of records
 DENOISING_WIDTH = 0.2  # as ENERGY_WIDTH_EV
 
 
-@functools.cache
-def _matcher() -> StructureMatcher:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher()
-
-
 @functools.lru_cache(4096)
 def _reduced(text: str) -> Reduced:
     unit = AsymmetricUnit.from_text(text)
     return reduce_crystal(to_primitive(unit.to_crystal(), unit.group))
-
-
-@functools.lru_cache(4096)
-def _structure(text: str) -> Structure:
-    reduced = _reduced(text)
-    return to_structure(Crystal(reduced.lattice, reduced.frac_coords, reduced.atomic_numbers))
 
 
 def same_crystal(first: str, second: str, tolerance: Tolerance = "distinct") -> bool:
@@ -66,11 +46,7 @@ def same_crystal(first: str, second: str, tolerance: Tolerance = "distinct") -> 
         return True
     if first > second:  # StructureMatcher is not symmetric: 4 of 589 pairs of samples depended on the order
         first, second = second, first
-    if _reduced(first).counts != _reduced(second).counts:
-        return False
-    if tolerance == "benchmark":
-        return fits(_reduced(first), _reduced(second))
-    return bool(_matcher().fit(_structure(first), _structure(second), skip_structure_reduction=True))
+    return fits(_reduced(first), _reduced(second), PUBLISHED if tolerance == "benchmark" else SAME)
 
 
 def clusters(texts: Sequence[str], tolerance: Tolerance = "distinct") -> list[list[int]]:

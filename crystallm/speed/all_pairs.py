@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from crystallm.checks.known import head_of
-from crystallm.checks.match_index import niggli_structure, primitive_crystal
+from crystallm.checks.match_index import niggli_cell, primitive_crystal
 from crystallm.interop import to_structure
 from crystallm.metrics.novelty import first_of_each
 
@@ -50,7 +50,7 @@ def compare(texts: Iterable[str], max_cpu_seconds: float = 600.0, seed: int = 0)
         if pair_seconds > max_cpu_seconds:
             break
         bucket = crowded[k]
-        niggli_structure.cache_clear()
+        niggli_cell.cache_clear()
         start = time.process_time()
         first_of_each(tuple(bucket))
         middle = time.process_time()

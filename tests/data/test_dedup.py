@@ -64,12 +64,11 @@ def test_agrees_with_matching_all_pairs(caesium_chloride):
 def test_comparisons_are_bounded(monkeypatch, limit):
     calls = []
 
-    class Never:
-        def fit(self, a, b, skip_structure_reduction):
-            calls.append(1)
-            return False
+    def never(first, second, tolerances):
+        calls.append(tolerances)
+        return False
 
-    monkeypatch.setattr("crystallm.data.dedup._matcher", Never)
+    monkeypatch.setattr("crystallm.data.dedup.fits", never)
     (family,) = families(entries(*(rutile(u=0.25 + 0.01 * k) for k in range(8))))
     assert matches_in_family(family, limit) == {}
     assert len(calls) == sum(min(k, limit) for k in range(8))
