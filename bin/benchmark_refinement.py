@@ -25,10 +25,11 @@ if __name__ == "__main__":
     parser.add_argument("--sigma", type=float, default=RefineConfig.start_sigma_ang, help="how far off atoms may be, Å")
     parser.add_argument("--steps", type=int, default=RefineConfig.num_steps)
     parser.add_argument("--keep-cell", action="store_true", help="move the atoms alone")
+    parser.add_argument("--free-symmetry", type=int, default=0, help="attempts without the space group")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", help="file for all figures")
     given = parser.parse_args()
-    refine = RefineConfig(given.sigma, given.steps, not given.keep_cell)
+    refine = RefineConfig(given.sigma, given.steps, not given.keep_cell, given.free_symmetry)
     try:
         results = compare_refined(
             RefinementConfig(given.run, given.data, given.model, given.num, given.limit, refine, given.device)

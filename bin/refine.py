@@ -2,8 +2,8 @@
 
 PATHs are CIFs, folders of them, POSCAR or extxyz files, tables with a CIF column, archives; records of this program
 keep their text and provenance. Each crystal's space group is kept: only the free coordinates move, and the free lengths
-and angles. What passed the checks and fails them when refined stays as it was, and is counted. The exit status is 1 if
-no crystal is kept.
+and angles; --free-symmetry lets it change. What passed the checks and fails them when refined stays as it was,
+and is counted. The exit status is 1 if no crystal is kept.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ if __name__ == "__main__":
     )
     parser.add_argument("--steps", type=int, default=DEFAULT.num_steps, help="of denoising (default: %(default)s)")
     parser.add_argument("--keep-cell", action="store_true", help="move the atoms alone")
+    parser.add_argument(
+        "--free-symmetry",
+        type=int,
+        default=0,
+        metavar="N",
+        help="attempts without the space group; what the model knows better is kept, in the group found then",
+    )
     parser.add_argument("--rules", choices=("default", "crystallm", "cdvae"), default="default", help="checks")
     parser.add_argument("--cif-column", default="cif", help="column of tables that holds the CIF text")
     parser.add_argument("--id-column", help="by default material_id, id, ..., else the row's number")
@@ -43,7 +50,11 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         config = replace(
-            DEFAULT, start_sigma_ang=arguments.sigma, num_steps=arguments.steps, free_cell=not arguments.keep_cell
+            DEFAULT,
+            start_sigma_ang=arguments.sigma,
+            num_steps=arguments.steps,
+            free_cell=not arguments.keep_cell,
+            free_symmetry=arguments.free_symmetry,
         )
         check_records_output(arguments.out, arguments.paths, arguments.overwrite)
         reading = {"id_column": arguments.id_column, "properties": {}}  # which are of the crystal as it was

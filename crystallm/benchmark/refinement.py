@@ -194,8 +194,8 @@ def refinement_table(results: dict[str, Any]) -> str:
     cost, drawing = results["refine_cpu_ms"], results["sample_cpu_ms"]
     lines += [
         "",
-        f"Refined {results['n_refined']}, of these kept as drawn {results['n_kept_as_drawn']}; stated space group "
-        f"found in {100 * results['kept_group']:.2f} % of what was taken. {cost:.1f} ms CPU a sample, checks included; "
+        f"Refined {results['n_refined']}, of these kept as drawn {results['n_kept_as_drawn']}; the space group as "
+        f"drawn in {100 * results['kept_group']:.2f} % of what was taken. {cost:.1f} ms CPU a sample, checks included; "
         f"the language model took {drawing:.1f} ({cost / drawing if drawing else math.nan:.1f} ×).",
     ]
     return "\n".join(lines) + "\n"

@@ -214,22 +214,22 @@ class CrystalDiffusionModel(nn.Module):
         start_sigma_ang: float,
         num_steps: int,
         free_cell: bool = False,
-        add_noise: bool = False,
+        shaken_ang: float = 0.0,
         seed: int = 0,
     ) -> list[Crystal]:
         """The crystals, taken for noisy ones of width `start_sigma_ang`, without that noise.
 
-        With orbits only free parameters move. `add_noise` draws the noise and adds it first; without it nothing is
-        random. Steps fall in equal ratios from the width to the schedule's least.
+        With orbits only free parameters move. Noise of the width `shaken_ang` is drawn and moves the atoms first, which
+        takes them from places that a symmetry holds them at; without it nothing is random. Steps fall in equal ratios
+        from the width to the schedule's least.
         """
         if not start_sigma_ang > self.config.sigma_min_ang:
             raise ValueError(f"start_sigma_ang must be above {self.config.sigma_min_ang}, got {start_sigma_ang}")
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         batch = make_batch(crystals, orbits).to(next(self.parameters()).device)
-        if add_noise:
-            noise = draw_noise(batch, torch.Generator().manual_seed(seed))
-            batch = _shifted(batch, noise, start_sigma_ang, free_cell)
+        if shaken_ang:
+            batch = batch.moved(shaken_ang * draw_noise(batch, torch.Generator().manual_seed(seed)).cart)
         sigmas = np.geomspace(start_sigma_ang, self.config.sigma_min_ang, num_steps).tolist()
         return self.denoise(batch, sigmas, free_cell).crystals()
 

@@ -22,7 +22,7 @@ from crystallm.config import to_dict
 from crystallm.crystal import Crystal
 from crystallm.records import CIFRecord, read_records, write_records
 from crystallm.refine.diffusion import CrystalDiffusionModel
-from crystallm.refine.records import RefineConfig, refine_records
+from crystallm.refine.records import ADVANTAGE, RefineConfig, refine_records
 from crystallm.sample.generate import GenerateConfig, Generator, generate
 from crystallm.sample.refined import load, refine_checked
 from crystallm.sample.report import Tally
@@ -136,6 +136,58 @@ def test_a_shaken_crystal_of_ones_own_gets_the_group_that_it_comes_back_to(root:
     checked, _ = run_filter([replace(texts, cif=shaken.cif)], checks)
     (kept,) = refine_checked(checked, model, RefineConfig(), checks)
     assert kept.provenance["refined"]["failed"].startswith("space_group: P1 (1) is stated, P4_2/mnm (136) is found")
+    (freed,) = refine_checked(checked, model, RefineConfig(free_symmetry=1), checks)
+    assert freed.rejected_by is None and "H-M P4_2/mnm" in freed.text
+    assert freed.provenance["refined"]["space_group_before"] == "P1"
+
+
+class Polar(CrystalDiffusionModel):
+    """Moves titanium along c where nothing holds it, and thinks so much the better of the crystal."""
+
+    def __init__(self, better_by: float):
+        super().__init__(hidden_dim=8, num_layers=1, timesteps=4)
+        self.better_by = better_by
+
+    def refine(self, crystals, orbits, *settings):  # type: ignore[no-untyped-def,override]
+        if orbits is not None:
+            return list(crystals)
+        moves = [np.where(one.atomic_numbers[:, None] == 22, [[0, 0, 0.05]], 0) for one in crystals]
+        return [replace(one, frac_coords=one.frac_coords + move) for one, move in zip(crystals, moves, strict=True)]
+
+    def denoising_errors(self, crystals, *settings):  # type: ignore[no-untyped-def,override]
+        off = [abs(one.frac_coords[one.atomic_numbers == 22, 2] - 0.5).max() > 0.01 for one in crystals]
+        return 0.5 - self.better_by * np.array(off)
+
+
+def test_a_crystal_distorts_where_that_is_better_by_enough(root: Path):
+    checks = FilterConfig("default")
+    text = canonicalize((root / "tests/cifs/SrTiO3.cif").read_text())
+    checked, _ = run_filter([record(text)], checks)
+    (bound,) = refine_checked(checked, Polar(0.2), RefineConfig(), checks)
+    (slightly,) = refine_checked(checked, Polar(ADVANTAGE / 2), RefineConfig(free_symmetry=1), checks)
+    assert bound.text == slightly.text == text
+    assert "space_group_before" not in slightly.provenance["refined"]
+    (out,) = refine_checked(checked, Polar(0.2), RefineConfig(free_symmetry=1), checks)
+    assert out.rejected_by is None and out.structure.get_space_group_info()[0] == "P4mm"
+    about = out.provenance["refined"]
+    assert (about["space_group_before"], about["free_symmetry"], about["seed"]) == ("Pm-3m", 1, 0)
+    a_ang = out.structure.volume ** (1 / 3)
+    assert out.scores["refined_by_ang"] == pytest.approx(0.05 * a_ang / 5**0.5, rel=1e-3)
+    with pytest.raises(ValueError, match="free_symmetry is a number of attempts, got -1"):
+        RefineConfig(free_symmetry=-1)
+
+
+def test_shaken_atoms_leave_special_places_and_come_back_the_same_each_time(root: Path):
+    crystal = parse_cif((root / "tests/cifs/SrTiO3.cif").read_text())[0]
+    torch.manual_seed(0)
+    model = CrystalDiffusionModel(hidden_dim=16, num_layers=2, timesteps=10)
+    still, shaken, again, other = (
+        model.refine([crystal], None, 0.3, 4, False, *shake)[0].frac_coords
+        for shake in ((), (0.1, 1), (0.1, 1), (0.1, 2))
+    )
+    assert np.abs(still - crystal.frac_coords - np.rint(still - crystal.frac_coords)).max() < 1e-5
+    assert np.array_equal(shaken, again) and not np.allclose(shaken, other, atol=1e-3)
+    assert np.abs(shaken - crystal.frac_coords - np.rint(shaken - crystal.frac_coords)).max() > 0.005
 
 
 @pytest.fixture
