@@ -26,8 +26,8 @@ from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.units import UnitCrystal
 
 RECORDS_AT_ONCE = 2048  # read and sorted by size
-SHAKEN_ANG = 0.1  # off the places that a symmetry holds atoms at; 0.02 and 0.2 do no better, 0.4 worse
-ADVANTAGE = 0.1  # of the space group, in denoising errors; chosen on Perov-5's validation rows
+SHAKEN_ANG = (0.1, 0.7)  # in turn: enough to leave the places that a symmetry holds atoms at, and to find others
+ADVANTAGE = 0.06  # of the space group, in denoising errors; chosen on Perov-5's validation rows
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,10 @@ def distorted(
     best: dict[int, tuple[Crystal, AsymmetricUnit]] = {}
     for attempt in range(config.free_symmetry):
         found: dict[int, Crystal] = {}
+        shaken_ang = SHAKEN_ANG[attempt % len(SHAKEN_ANG)]
         for number, chosen in enumerate(_batches(units)):
             seed = int(np.random.default_rng([config.seed, attempt, number]).integers(2**31))
-            settings = (config.start_sigma_ang, config.num_steps, config.free_cell, SHAKEN_ANG, seed)
+            settings = (config.start_sigma_ang, config.num_steps, config.free_cell, shaken_ang, seed)
             found.update(zip(chosen, model.refine([units[k].crystal for k in chosen], None, *settings), strict=True))
         errors = model.denoising_errors([found[k] for k in range(len(units))])
         for k in np.flatnonzero(errors < least).tolist():
