@@ -127,7 +127,7 @@ class Tally:
         self.asked = {name: value for name, value in (asked or {}).items() if computed(name) is not None}
         self.obtained: dict[str, array[float]] = {name: array("d") for name in self.asked}
         self.n_restarts = 0
-        self.refined = Counter[str]()  # taken | mended (of the taken, rejected before)
+        self.refined = Counter[str]()  # taken | of these: mended, rejected before; moved, to another space group
         self.rejections, self.not_taken = Rejections(), Rejections()  # the latter: kept as they were, not refined
         collections.deque(self.through(records), maxlen=0)
 
@@ -147,6 +147,7 @@ class Tally:
                 self.not_taken.add(record.id, *failed.split(": ", 1))
             else:
                 self.refined["taken"] += 1
+                self.refined["moved"] += "space_group_before" in refined
 
     def through(self, records: Iterable[CIFRecord]) -> Iterator[CIFRecord]:
         for record in records:
@@ -163,9 +164,11 @@ class Tally:
         lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}", *self.rejections.lines()]
         n_failed = self.not_taken.counts.total()
         if self.refined["taken"] or n_failed:
-            mended = f" ({self.refined['mended']} of them rejected before)" if self.refined["mended"] else ""
+            said = {"mended": "rejected before", "moved": "in another space group now"}
+            notes = [f"{self.refined[key]} of them {what}" for key, what in said.items() if self.refined[key]]
+            about = f" ({', '.join(notes)})" if notes else ""
             failed = f"; {n_failed} kept as they were, since the refined crystal failed a check:" if n_failed else ""
-            lines += [f"refined {self.refined['taken']}{mended}{failed}", *self.not_taken.lines()]
+            lines += [f"refined {self.refined['taken']}{about}{failed}", *self.not_taken.lines()]
         return "\n".join(lines)
 
     def obtained_summary(self) -> str:

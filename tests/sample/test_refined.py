@@ -171,6 +171,7 @@ def test_a_crystal_distorts_where_that_is_better_by_enough(root: Path):
     assert out.rejected_by is None and out.structure.get_space_group_info()[0] == "P4mm"
     about = out.provenance["refined"]
     assert (about["space_group_before"], about["free_symmetry"], about["seed"]) == ("Pm-3m", 1, 0)
+    assert Tally([out, bound]).summary() == "kept 2 of 2\nrefined 2 (1 of them in another space group now)"
     a_ang = out.structure.volume ** (1 / 3)
     assert out.scores["refined_by_ang"] == pytest.approx(0.05 * a_ang / 5**0.5, rel=1e-3)
     with pytest.raises(ValueError, match="free_symmetry is a number of attempts, got -1"):
