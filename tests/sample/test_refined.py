@@ -174,6 +174,8 @@ def test_a_crystal_distorts_where_that_is_better_by_enough(root: Path):
     assert Tally([out, bound]).summary() == "kept 2 of 2\nrefined 2 (1 of them in another space group now)"
     a_ang = out.structure.volume ** (1 / 3)
     assert out.scores["refined_by_ang"] == pytest.approx(0.05 * a_ang / 5**0.5, rel=1e-3)
+    nothing = CIFRecord("text", "no CIF at all", text="")
+    assert list(refine_records([nothing], Polar(0.2), RefineConfig(free_symmetry=1))) == [nothing]
     with pytest.raises(ValueError, match="free_symmetry is a number of attempts, got -1"):
         RefineConfig(free_symmetry=-1)
 
