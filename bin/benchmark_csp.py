@@ -36,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
+    parser.add_argument("--novel", action="store_true", help="draw again what is a known crystal")
+    parser.add_argument("--known", help="these, as in bin/sample.py; left out: those that the model was trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-pairs", type=int, default=5_000_000, help="to compare at most for METRe")
     parser.add_argument("--model", help="checkpoint; left out: the bundled model")

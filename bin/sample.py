@@ -67,6 +67,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     parser.add_argument("--until-valid", action="store_true", help="go on until NUM passed the checks")
     parser.add_argument("--max-draws", type=int, help=f"give up then (default: {DRAWS_PER_VALID} NUM)")
     parser.add_argument("--unique", action="store_true", help="reject what matches an earlier one, of any prompt")
+    parser.add_argument("--novel", action="store_true", help="reject what is known: see --known")
     parser.add_argument(
         "--rules", choices=("default", "crystallm", "cdvae", "none"), help=f"checks (default: {DRAW.rules})"
     )
@@ -90,7 +91,11 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
         type=int,
         help=f"processes that draw and check, beyond some hundred samples (default: {DRAW.workers}, this one)",
     )
-    parser.add_argument("--known", help="index of known crystals; left out: the model's own")
+    parser.add_argument(
+        "--known",
+        help="known crystals: a folder of CIFs, a table, ..., records.parquet of prepared data, known.npz; left out: "
+        "those that the model was trained on",
+    )
     group = parser.add_argument_group("search", "what more than one sample is drawn for; the guide says more")
     group.add_argument("--search", dest="name", choices=tuple(SEARCHES), help="NUM counts by stratum, or rollouts")
     group.add_argument("--select", help="likelihood, self_consistency, ... or a score; default: as the search does")

@@ -17,7 +17,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 FIRST = ["crystallm/*", "config.json"]
 CHECKPOINT = ["config.json", "*.safetensors", "known.npz"]
 MODEL_FILES = ("config.json", "model.safetensors")  # written by every export
-EXTRA_FILES = ("known.npz", "known.parquet", "token_counts.npz", "README.md", "LICENSE", "loss.png")  # lie beside them
+EXTRA_FILES = ("known.npz", "token_counts.npz", "README.md", "LICENSE", "loss.png")  # lie beside them
 KINDS = ("vocabulary_hash", "refiner", "predictor")  # each in the config.json of one kind of model of ours
 
 

@@ -61,6 +61,8 @@ class CSPConfig:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    novel: bool = False  # draw another sample in place of each known crystal
+    known: str | None = None  # these crystals; None: those that the model was trained on
     seed: int = 0
     model: str | None = None  # None: the bundled one
     max_pairs: int = 5_000_000  # for METRe: of samples and structures of one formula
@@ -78,6 +80,8 @@ class CSPConfig:
             raise ValueError(f"no way to select {unknown[0]!r}; there are {', '.join(SELECTIONS)}")
         if self.targets_at_once < 1:
             raise ValueError(f"targets_at_once must be at least 1, got {self.targets_at_once}")
+        if self.known is not None and not self.novel:
+            raise ValueError(f"known goes with novel, got known={self.known!r} alone")
         self.generate  # noqa: B018  (its values are checked)
 
     @property
@@ -91,13 +95,16 @@ class CSPConfig:
             top_p=self.top_p,
             batch=self.batch,
             rules="none",  # the workers check
+            novel=self.novel,
+            known=self.known,
+            until_valid=self.novel,
         )
 
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that figures depend on."""
-        free = {"out", "data", "model", "device", "batch", "workers", "log", "again"}
-        free |= {name for name in ("sampler", "steps") if getattr(self, name) is None}
+        free = {"out", "data", "model", "device", "batch", "workers", "log", "again", "known"}
+        free |= {name for name in ("sampler", "steps", "novel") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
@@ -110,7 +117,7 @@ def make_sampler(config: CSPConfig) -> RowSampler:
                 f"sampler and steps are of diffusion models; {config.model or 'the bundled model'} is none"
             )
         return TextSampler(Generator.load(config.model, config.device), config.generate, config.formula_only)
-    for name in ("constraints", "temperature", "top_k", "top_p", "formula_only"):
+    for name in ("constraints", "temperature", "top_k", "top_p", "formula_only", "novel"):
         if (value := getattr(config, name)) != getattr(default, name):
             raise ValueError(f"{name}={value!r} is of language models; {config.model} is a diffusion model")
     if odd := [way for way in config.select or () if way != "first"]:
@@ -145,7 +152,9 @@ class _Run:
         self.references, self.rows = load_references(*source)
         model_hash = self.sampler.model_hash
         rows_hash = digest([[one.id, hashlib.sha256(one.cif.encode()).hexdigest()] for one in self.references])
-        identity = {"settings": config.identity, "model_hash": model_hash, "rows_sha256": rows_hash}
+        identity: dict[str, Any] = {"settings": config.identity, "model_hash": model_hash, "rows_sha256": rows_hash}
+        if config.novel:
+            identity["known"] = self.sampler.known
         if self.scorers:  # another predictor selects otherwise: another run
             identity["scorers"] = {way: scorer.model_hash for way, scorer in self.scorers.items()}
         self.commit = git_state()
@@ -228,6 +237,7 @@ class _Run:
         about = {
             "asked": drawn.asked,
             "refused": drawn.refused,
+            "n_known": drawn.n_known,
             "wall_s": time.perf_counter() - wall,
             "cpu_s": time.process_time() - cpu,
             "commit": self.commit,
@@ -339,6 +349,7 @@ class _Run:
                 "split": self.config.split,
                 **asdict(self.rows),
                 "prompt": "formula" if self.config.formula_only else "formula and number of atoms in the given cell",
+                **({"known": self.sampler.known} if self.config.novel else {}),
                 **score_run(samples, abouts, cross),
                 **self.sampler.nats(judged),
                 "model_hash": self.model_hash,

@@ -16,6 +16,7 @@ from crystallm.refine.batch import at_once
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.diffusion import Sampler as Denoising
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.known import known_crystals
 from crystallm.sample.prompts import Prompt, PromptError, benchmark_prompt
 
 
@@ -24,6 +25,7 @@ class Drawn:
     records: list[CIFRecord]  # as many as wanted of each row asked, in the order of `asked`
     asked: list[int]
     refused: dict[int, str]  # why a row could not be asked
+    n_known: int = 0  # samples of known crystals, in whose place others were drawn
 
 
 class RowSampler(Protocol):
@@ -35,6 +37,10 @@ class RowSampler(Protocol):
     def model_hash(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def known(self) -> str | None:
+        """Which crystals another sample is drawn in place of; None: of none."""
+
     def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
         """Samples for the rows, told the composition of their cells alone."""
 
@@ -56,6 +62,11 @@ class TextSampler:
     def device(self) -> str:
         return str(next(self.generator.model.parameters()).device)
 
+    @property
+    def known(self) -> str | None:
+        known = known_crystals(self.config.known, self.generator.info) if self.config.novel else None
+        return None if known is None else known.note
+
     def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
         config = replace(self.config, seed=seed)
         prompts: dict[int, Prompt] = {}
@@ -75,7 +86,22 @@ class TextSampler:
                     refused[row] = f"prompt: {err}"
                     del prompts[row]
             records = self.generator.generate_from(list(prompts.values()), config) if prompts else []
-        return Drawn(records, list(prompts), refused)
+        n_known = 0
+        if config.novel:
+            records, n_known = self._novel(records, len(prompts))
+        return Drawn(records, list(prompts), refused, n_known)
+
+    def _novel(self, records: Sequence[CIFRecord], n_prompts: int) -> tuple[list[CIFRecord], int]:
+        """`num` of each prompt that are no known crystals, and how many of the drawn ones are known."""
+        kept: list[list[CIFRecord]] = [[] for _ in range(n_prompts)]
+        for record in records:
+            number = int(record.id.split("-")[1]) if n_prompts > 1 else 0  # gen-0003-000012
+            if record.rejected_by != "known":
+                kept[number].append(record)
+        n_known = len(records) - sum(map(len, kept))
+        missing = CIFRecord("", "", rejected_by="known", reason="only known crystals were drawn in its place")
+        padded = [[*part, *[missing] * self.config.num][: self.config.num] for part in kept]
+        return [record for part in padded for record in part], n_known
 
     def _prompt(self, crystal: Crystal) -> Prompt:
         """The reduced formula, and unless `formula_only` how many of it the given cell holds."""
@@ -132,6 +158,10 @@ class DiffusionSampler:
     @property
     def device(self) -> str:
         return str(next(self.model.parameters()).device)
+
+    @property
+    def known(self) -> str | None:
+        return None
 
     def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
         species = [np.sort(one.atomic_numbers).tolist() for one in crystals.values() for _ in range(self.num)]

@@ -102,9 +102,8 @@ def score_run(samples: Samples, abouts: Sequence[dict[str, Any]], cross: dict[st
             }
     rejected_by = Counter(by for one in judged for by in one.rejected_by)
     n_drawn = sum(rejected_by.values())
-    ended = [
-        by not in ("dead_end", "unfinished", "error", "unread", "refused") for one in judged for by in one.rejected_by
-    ]
+    unended = ("dead_end", "unfinished", "error", "unread", "refused", "known")
+    ended = [by not in unended for one in judged for by in one.rejected_by]
     restarts = np.array([n for one in judged for n in one.restarts])
     read = [one for one, reference in zip(judged, samples.references, strict=True) if reference.crystal is not None]
     by_cdvae = Counter(by for one in judged for by in one.cdvae_rejected_by)
@@ -124,6 +123,7 @@ def score_run(samples: Samples, abouts: Sequence[dict[str, Any]], cross: dict[st
             "finished": _share(ended),
             "finished_at_first_draw": float((np.array(ended) & (restarts == 0)).mean()),
             "restarts_per_sample": float(restarts.mean()),
+            "known_drawn_again": sum(about.get("n_known", 0) for about in abouts),
             "valid_by_default_rules": rejected_by[""] / n_drawn,
             "valid_by_cdvae_rules": by_cdvae[""] / n_drawn,
             "rejected_by": {by: n for by, n in rejected_by.most_common() if by},
@@ -227,6 +227,8 @@ def results_table(results: dict[str, Any]) -> str:
         f"checks {1000 * seconds['checks_cpu']:.2f} ms CPU, matching {1000 * seconds['matching_cpu']:.2f} ms CPU; "
         f"both and selection {1000 * seconds['judging_worker_wall']:.2f} ms wall of a worker.",
     ]
+    if "known" in results:
+        lines.append(_known_line(results))
     if results["metre_compares"]["samples"] != "all":
         lines.append(f"METRe for {results['metre_compares']['samples']} samples only: all would be too many pairs.")
     return "\n".join(lines) + "\n"
@@ -244,7 +246,12 @@ def log_lines(results: dict[str, Any]) -> list[str]:
             parts[-1] += "" if figures["rmse"] is None else f" RMSE {figures['rmse']:.4f}"
             parts[-1] += "" if figures["metre"] is None else f" METRe {100 * figures['metre']:.2f}"
         lines.append(f"match rate %, {title}: {'; '.join(parts)}")
+    lines += [_known_line(results)] if "known" in results else []
     return [*lines, f"ceiling by CDVAE's rules: {_percent(results['ceiling']['cdvae'])}"]
+
+
+def _known_line(results: dict[str, Any]) -> str:
+    return f"Known crystals, {results['samples']['known_drawn_again']} samples drawn again: {results['known']}."
 
 
 def _interval(bounds: Sequence[float], factor: float, digits: int) -> str:

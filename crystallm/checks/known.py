@@ -1,6 +1,6 @@
 """When two crystals are the same, and an index of known ones: does the training data hold a crystal that matches?
 
-    known = KnownCrystals.open("known.parquet")
+    known = KnownCrystals.from_records(read_sources(["my_cifs/"]))
     known.find(canonicalize(crystal).to_text())   # "mp-22862", or None
 
 Equal canonical texts are equal crystals. Different texts of one formula and one number of formula units are compared
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from crystallm.asymmetric_unit import CanonicalError
@@ -60,63 +59,36 @@ def same_crystal(first: str, second: str) -> bool:
 
 
 class KnownCrystals:
-    """Canonical texts by formula. On disk a parquet file, sorted by formula; opened in a fraction of a second."""
+    """Canonical texts by formula."""
 
     criterion = "that matches"
 
-    def __init__(self, table: Any) -> None:
-        """`table` is a pyarrow table of COLUMNS, sorted by the first."""
-        self._table = table
+    def __init__(self, table: Any, n_left_out: int = 0) -> None:
+        """`table` is a pyarrow table of COLUMNS, in any order; `n_left_out` records have no description."""
+        self.n_left_out = n_left_out
+        self._table = table.select(COLUMNS).sort_by([(name, "ascending") for name in COLUMNS])
         self._rows: dict[str, range] = {}
         self._last = "", CrystalIndex()  # of the formula asked for last
         start = 0
-        for formula, group in itertools.groupby(table.column("reduced_formula").to_pylist()):
+        for formula, group in itertools.groupby(self._table.column("reduced_formula").to_pylist()):
             count = sum(1 for _ in group)
             self._rows[formula] = range(start, start + count)
             start += count
 
     @classmethod
     def from_records(cls, records: Iterable[CIFRecord], workers: int | None = 0) -> KnownCrystals:
-        """Records without a canonical description are left out: compare `len` with what went in."""
+        """Records without a canonical description are left out, and counted."""
         import pyarrow as pa
 
         kept, sent = itertools.tee(records)
-        rows = [
-            (formula_of(text), record.id, text)
-            for record, text in zip(kept, map_processes(canonical_text, sent, workers), strict=True)
-            if isinstance(text, str) and text
-        ]
-        rows.sort()
+        texts = zip(kept, map_processes(canonical_text, sent, workers), strict=True)
+        found = [(record.id, text if isinstance(text, str) else "") for record, text in texts]
+        rows = [(formula_of(text), record_id, text) for record_id, text in found if text]
         columns = [pa.array([row[k] for row in rows], pa.string()) for k in range(len(COLUMNS))]
-        return cls(pa.table(columns, names=list(COLUMNS)))
-
-    @classmethod
-    def open(cls, path: str | Path) -> KnownCrystals:
-        """ValueError for a parquet file that is no such index."""
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path)
-        if tuple(table.column_names) != COLUMNS:
-            raise ValueError(
-                f"{path}: columns {table.column_names}, wanted {list(COLUMNS)}, as KnownCrystals.save writes"
-            )
-        return cls(table)
-
-    def save(self, path: str | Path) -> None:
-        import pyarrow.parquet as pq
-
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        pq.write_table(self._table, part, compression="zstd", compression_level=9, row_group_size=20_000)
-        part.replace(path)
+        return cls(pa.table(columns, names=list(COLUMNS)), len(found) - len(rows))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
-
-    def texts(self, reduced_formula: str) -> list[str]:
-        rows = self._rows.get(reduced_formula, range(0))
-        return list(self._table.column("text").slice(rows.start, len(rows)).to_pylist())
 
     def find(self, text: str) -> str | None:
         """The id of a known crystal that this canonical text describes too."""

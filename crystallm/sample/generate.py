@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from crystallm.hub import BUNDLED, resolve_checkpoint
 from crystallm.sample.engine import Engine, Job, Sample
 from crystallm.sample.formulas import PromptError
+from crystallm.sample.known import known_crystals
 from crystallm.sample.logits import Draw
 from crystallm.sample.prompts import Mode, Prompt, placed_prompts
-from crystallm.sample.queue import Queue, Series, Ticket
+from crystallm.sample.queue import Earlier, Queue, Series, Ticket
 from crystallm.sample.rules import Rules, rules_of
 from crystallm.sample.steering import Steering, add_lines, property_lines, read_steering
 from crystallm.sample.text_forms import Begun, text_form
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SCORES = ("log_likelihood_nats", "log_likelihood_per_token", "log_mask_mass_nats")  # of every record
 DRAWS_PER_VALID = 20  # with until_valid and no max_draws
-COMMAND_SETTINGS = ("keep_rejected", "out", "overwrite", "known")  # what report.run reads, and nobody else
+COMMAND_SETTINGS = ("keep_rejected", "out", "overwrite")  # what report.run reads, and nobody else
 CACHE_BYTES = 3 * 2**30  # 64 sequences of the larger released CrystaLLM model take 34 GB
 
 
@@ -58,6 +59,10 @@ class GenerateConfig:
     until_valid: bool = False  # draw until `num` are valid
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
     unique: bool = False  # reject what matches an earlier one, of any prompt
+    novel: bool = False  # reject what is known
+    # The known crystals: an index, the records.parquet of prepared data, or a corpus; None: those that the model was
+    # trained on, from the index beside it or from its training data.
+    known: str | None = None
     rules: str = "default"  # checks: default | crystallm | cdvae | none
     refine: bool = False  # the diffusion model goes over what was drawn
     refiner: str | None = None  # its checkpoint; None: the bundled one
@@ -69,7 +74,6 @@ class GenerateConfig:
     keep_rejected: bool = False  # write them too
     out: str | None = None  # folder, .tar or .parquet
     overwrite: bool = False  # replace what an earlier run wrote there
-    known: str | None = None  # index of known crystals (known.parquet); None: the model's own, if it has one
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -115,13 +119,15 @@ def generate(
     """`num` records for each prompt, in order, drawn from a model and checked; `settings` are GenerateConfig's.
 
     Rejected ones say why (`rejected_by`, `reason`). With `until_valid` there are as many as it took to get `num` valid
-    ones of each prompt, with `unique` such as no earlier prompt has either, or max_draws. The same seed gives the same
+    ones of each prompt, with `unique` such as no earlier prompt has either, with `novel` such as are not known, or
+    max_draws. The same seed gives the same
     records. Raises PromptError for what no structure can satisfy.
     """
     if prompt is not None:
         settings["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)
     config = replace(config or GenerateConfig(), **settings)
-    ignored = [name for name in COMMAND_SETTINGS if getattr(config, name) != getattr(GenerateConfig, name)]
+    command = COMMAND_SETTINGS if config.novel else (*COMMAND_SETTINGS, "known")
+    ignored = [name for name in command if getattr(config, name) != getattr(GenerateConfig, name)]
     if ignored:
         raise ValueError(f"generate() returns all records and writes none: {', '.join(ignored)} go with bin/sample.py")
     return Generator.load(config.model, config.device).generate(config)
@@ -208,11 +214,7 @@ class Generator:
         mode = config.constraints or self.form.best_constraints
         config = replace(config, constraints=mode)
         series: collections.deque[Series] = collections.deque()
-        distinct = None
-        if config.unique:
-            from crystallm.checks.match_index import CrystalIndex
-
-            distinct = CrystalIndex()
+        earlier = self._earlier(config)
         seen: dict[str, int] = {}
         is_conditioned = False
         for number, prompt in enumerate(prompts):
@@ -223,7 +225,7 @@ class Generator:
             seen[key] = first + config.draws_per_prompt
             name = f"{number:04d}-" if len(prompts) > 1 else ""
             is_conditioned |= bool(property_lines(prompt.text))
-            series.append(Series(number, name, prompt, stream, first, config, distinct))
+            series.append(Series(number, name, prompt, stream, first, config, earlier))
         if config.guidance != 1 and not is_conditioned:
             raise PromptError(f"guidance={config.guidance:g} goes with properties, and none is asked for")
         if config.refine:
@@ -236,6 +238,19 @@ class Generator:
 
         n_wanted = config.num * len(series)
         return self._stream(series, functools.partial(draw_in_workers, self, config=config, n_wanted=n_wanted))
+
+    def _earlier(self, config: GenerateConfig) -> Earlier | None:
+        if not (config.unique or config.novel):
+            return None
+        from crystallm.checks.match_index import CrystalIndex
+
+        known = known_crystals(config.known, self.info) if config.novel else None
+        if config.novel and known is None:
+            raise ValueError(
+                "novel: nothing tells what this model was trained on: neither known.npz beside it nor its training "
+                "data; name the known crystals (known=, --known)"
+            )
+        return Earlier(CrystalIndex() if config.unique else None, known)
 
     def _stream(
         self, unfinished: collections.deque[Series], draw: Callable[[Iterator[Ticket]], Iterator[CIFRecord]]

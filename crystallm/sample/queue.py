@@ -14,6 +14,29 @@ if TYPE_CHECKING:
     from crystallm.checks.match_index import CrystalIndex
     from crystallm.records import CIFRecord
     from crystallm.sample.generate import GenerateConfig
+    from crystallm.sample.known import Known
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """Crystals that are not wanted once more."""
+
+    distinct: CrystalIndex | None = None  # with `unique`: what was passed on of all prompts
+    known: Known | None = None  # with `novel`
+
+    def held_against(self, record: CIFRecord) -> CIFRecord:
+        """Rejected where it is one of them, else one of them from now on."""
+        from crystallm.checks.known import strip_conditions
+
+        text = strip_conditions(record.text)
+        if self.known is not None and (same := self.known.find(text)) is not None:
+            reason = f"known as {same}, one {self.known.index.criterion}"
+            return replace(record, rejected_by="known", reason=reason)
+        if self.distinct is not None:
+            if (same := self.distinct.find(text)) is not None:
+                return replace(record, rejected_by="duplicate", reason=f"the same crystal as {same}")
+            self.distinct.add(text, record.id)
+        return record
 
 
 @dataclass(eq=False)
@@ -30,7 +53,7 @@ class Series:
     stream: int  # of random numbers
     first: int  # index in it
     config: GenerateConfig
-    distinct: CrystalIndex | None = None  # with `unique`: what was passed on of all prompts
+    earlier: Earlier | None = None
     n_sent: int = 0  # to the engine
     n_drawn: int = 0
     n_valid: int = 0  # of those drawn, as far as is known
@@ -63,23 +86,12 @@ class Series:
         """In the prompt's turn. Those beyond the last that is wanted stay: how many were under way must not show."""
         while self.records and not self.is_complete:
             record = self.records.popleft()
-            if self.distinct is not None and record.rejected_by is None and record.text:
-                record = _held_against(self.distinct, record)
+            if self.earlier is not None and record.rejected_by is None and record.text:
+                record = self.earlier.held_against(record)
                 self.n_valid -= record.rejected_by is not None
             self.n_passed += 1
             self.n_passed_valid += record.rejected_by is None
             yield record
-
-
-def _held_against(distinct: CrystalIndex, record: CIFRecord) -> CIFRecord:
-    from crystallm.checks.known import strip_conditions
-
-    text = strip_conditions(record.text)
-    same = distinct.find(text)
-    if same is not None:
-        return replace(record, rejected_by="duplicate", reason=f"the same crystal as {same}")
-    distinct.add(text, record.id)
-    return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from crystallm.train.distribution import pick_device
 
 BUNDLED_REFINER = "resources/refiner"
 RECORDS_AT_ONCE = 2048
+COMPARED = ("duplicate", "known")  # rejected beside other crystals, which no check of one record sees
 ROUNDING_ANG = 1e-5  # of the coordinates in a CIF
 
 
@@ -40,7 +41,7 @@ def refine_checked(
     `min_distance_ang` between any two atoms is wanted of what is refined, besides what the checks want.
     In provenance["refined"], "failed" says why a record stayed as it was, which passed and would not have passed
     refined; "mended" which check a record had failed that passes now. A record without a crystal comes back untouched,
-    and so does a duplicate: the checks, which look at one record at a time, would let it pass.
+    and so does a duplicate or a known one: the checks, which look at one record at a time, would let it pass.
     """
     waiting = iter(records)
     while before := list(itertools.islice(waiting, RECORDS_AT_ONCE)):
@@ -61,7 +62,7 @@ def _kept_apart(record: CIFRecord, min_distance_ang: float) -> CIFRecord:
 
 
 def _better(old: CIFRecord, new: CIFRecord) -> CIFRecord:
-    if new.provenance == old.provenance or old.rejected_by == "duplicate":
+    if new.provenance == old.provenance or old.rejected_by in COMPARED:
         return old
     if old.rejected_by is None and new.rejected_by is not None:
         return _noted(old, new, failed=f"{new.rejected_by}: {new.reason}")

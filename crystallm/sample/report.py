@@ -23,18 +23,16 @@ from crystallm.output import check_output
 from crystallm.records import CIFRecord, check_records_output, write_records
 from crystallm.rejections import Rejections
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.known import known_crystals
 from crystallm.sample.scorers import computed
 from crystallm.sample.search import SearchConfig, SearchResult, search
 from crystallm.sample.selection import polymorph_table, write_polymorphs
 from crystallm.sample.steering import property_label
 
 if TYPE_CHECKING:
-    from crystallm.checks.fingerprints import KnownFingerprints
-    from crystallm.checks.known import KnownCrystals
     from crystallm.sample.ranking import Ranking
 
 MAX_SHOWN = 50  # lines of a table
-KNOWN_FILES = ("known.parquet", "known.npz")  # beside a model: an index of what it was trained on
 
 COLUMNS = (
     ("id", ""),
@@ -198,7 +196,9 @@ def run(config: GenerateConfig, settings: SearchConfig | None = None, ranking: R
     generator = Generator.load(config.model, config.device)
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(32))
-    find_known, note = _known(config, generator)
+    known = known_crystals(config.known, generator.info)
+    find_known = None if known is None else known.find
+    note = f"known as: {known.note}; or new" if known else "known: - where nothing tells what this model was trained on"
     results = search(config.prompt, settings, config) if settings else []
     found = (record for result in results for record in result.records)
     steering = generator.steering(config)
@@ -266,24 +266,3 @@ def search_summary(result: SearchResult, find_known: Callable[[str], str | None]
         lines += [table([result.records[result.answer]], find_known), ""]
     lines.append(f"cost: {result.n_structures} structures, {result.n_tokens} tokens")
     return "\n".join(lines)
-
-
-def _known(config: GenerateConfig, generator: Generator) -> tuple[Callable[[str], str | None] | None, str]:
-    """A search among known crystals, and what to tell the user of it."""
-    beside = Path(generator.info.get("path", ""))
-    paths = [Path(config.known)] if config.known else [beside / name for name in KNOWN_FILES]
-    path = next((path for path in paths if config.known or path.is_file()), None)
-    if path is None:
-        return None, "known: - where this model has no index of its training data (--known)"
-    if not path.is_file():
-        raise FileNotFoundError(f"known: no file {path}; wanted an index of known crystals, {' or '.join(KNOWN_FILES)}")
-    index: KnownCrystals | KnownFingerprints
-    if path.suffix == ".npz":
-        from crystallm.checks.fingerprints import KnownFingerprints
-
-        index = KnownFingerprints.open(path)
-    else:
-        from crystallm.checks.known import KnownCrystals
-
-        index = KnownCrystals.open(path)
-    return index.find, f"known as: among {len(index):,} training crystals, one {index.criterion}; or new"

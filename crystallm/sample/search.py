@@ -134,8 +134,8 @@ def search_from(
     kind = SEARCHES[settings.name]
     if config.seed is None:
         config = replace(config, seed=secrets.randbits(32))
-    if config.until_valid or config.unique:
-        raise ValueError("a search draws as many as its settings say: it goes with neither until_valid nor unique")
+    if odd := [name for name in ("until_valid", "unique", "novel") if getattr(config, name)]:
+        raise ValueError(f"a search draws as many as its settings say: it goes without {odd[0]}")
     if config.refine:
         raise ValueError("a search goes without refine: refine what it found, or wrote, with bin/refine.py")
     if config.guidance != 1 and settings.name in ("beam", "mcts"):
