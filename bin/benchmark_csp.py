@@ -3,7 +3,8 @@
 --dataset perov5 | carbon24 | mp20 | mpts52 (files in --data, as bin/download_data.py writes them), or a parquet or CSV
 file with a column `cif`. --split val | test | val_tune | val_report (halves of val by formula).
 For each row the model is told the reduced formula and the number of atoms in the given cell, and draws NUM structures:
-a language model as text, a diffusion model (--model runs/diffusion_perov5) atoms and cell from noise.
+a language model as text, a diffusion model (--model runs/diffusion_perov5) atoms and cell from noise. The control is a
+folder of prepared data (--model data/carbon24), of which training crystals of the formula are drawn at random.
 Prints match rate and RMSE, cRMSE and METRe of the first sample, of the best of NUM and of answers selected among them,
 and writes OUT/results.json, results.md, targets.parquet. A stopped run goes on when the same command is given again.
 A run on test rows is written to the log, and a second one with the same model needs --again.
@@ -40,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--known", help="these, as in bin/sample.py; left out: those that the model was trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-pairs", type=int, default=5_000_000, help="to compare at most for METRe")
-    parser.add_argument("--model", help="checkpoint; left out: the bundled model")
+    parser.add_argument("--model", help="checkpoint, or prepared data; left out: the bundled model")
     parser.add_argument("--sampler", choices=get_args(Sampler), help="of a diffusion model; left out: ancestral")
     parser.add_argument("--steps", type=int, help="of a diffusion model; left out: all of its schedule")
     parser.add_argument("--device", default="auto")

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,20 +24,19 @@ from crystallm.benchmark.datasets import Reference, load_references
 from crystallm.benchmark.judge import Block, BlockMatches, Judged, Task, judge_target, lost, match_block
 from crystallm.benchmark.log import TestRun, append_entry, check_first, find_log, git_state
 from crystallm.benchmark.run_folder import RunFolder, as_json, digest
-from crystallm.benchmark.samplers import DiffusionSampler, RowSampler, TextSampler
+from crystallm.benchmark.samplers import DiffusionSampler, RowSampler, TextSampler, TrainingCrystals
 from crystallm.benchmark.scores import Samples, log_lines, results_table, score_run, target_columns
 from crystallm.parallel import Failure, available_cores, map_processes
 from crystallm.refine.checkpoint import is_refiner, load_refiner
 from crystallm.refine.diffusion import Sampler
 from crystallm.sample.generate import GenerateConfig, Generator
+from crystallm.sample.known import RECORDS_FILE
 from crystallm.sample.prompts import Mode
 from crystallm.sample.scorers import Scorer
 from crystallm.sample.selection import SELECTIONS
 from crystallm.train.distribution import pick_device
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from crystallm.crystal import Crystal
     from crystallm.records import CIFRecord
 
@@ -64,7 +64,7 @@ class CSPConfig:
     novel: bool = False  # draw another sample in place of each known crystal
     known: str | None = None  # these crystals; None: those that the model was trained on
     seed: int = 0
-    model: str | None = None  # None: the bundled one
+    model: str | None = None  # None: the bundled one; prepared data: its training crystals, a control
     max_pairs: int = 5_000_000  # for METRe: of samples and structures of one formula
     targets_at_once: int = 50  # a chunk: what is lost at most when the run is killed
     device: str = "auto"
@@ -109,19 +109,22 @@ class CSPConfig:
 
 
 def make_sampler(config: CSPConfig) -> RowSampler:
-    """Of the checkpoint's kind. ValueError for settings that are of the other kind."""
+    """Of what `config.model` is. ValueError for settings that are of another kind."""
     default = CSPConfig(config.dataset, config.out)
-    if config.model is None or not is_refiner(config.model):
-        if config.sampler is not None or config.steps is not None:
-            raise ValueError(
-                f"sampler and steps are of diffusion models; {config.model or 'the bundled model'} is none"
-            )
+    is_memory = config.model is not None and (Path(config.model) / RECORDS_FILE).is_file()
+    is_diffusion = config.model is not None and not is_memory and is_refiner(config.model)
+    if not is_diffusion and (config.sampler is not None or config.steps is not None):
+        raise ValueError(f"sampler and steps are of diffusion models; {config.model or 'the bundled model'} is none")
+    if not (is_memory or is_diffusion):
         return TextSampler(Generator.load(config.model, config.device), config.generate, config.formula_only)
     for name in ("constraints", "temperature", "top_k", "top_p", "formula_only", "novel"):
         if (value := getattr(config, name)) != getattr(default, name):
-            raise ValueError(f"{name}={value!r} is of language models; {config.model} is a diffusion model")
+            raise ValueError(f"{name}={value!r} is of language models; {config.model} is none")
     if odd := [way for way in config.select or () if way != "first"]:
-        raise ValueError(f"select={odd[0]!r} needs likelihoods, which the diffusion model {config.model} does not give")
+        raise ValueError(f"select={odd[0]!r} needs likelihoods, which {config.model}, no language model, does not give")
+    assert config.model is not None
+    if is_memory:
+        return TrainingCrystals(config.model, config.num)
     model, info = load_refiner(config.model, pick_device(config.device))
     return DiffusionSampler(model, info, config.num, config.steps, config.sampler or "ancestral")
 
@@ -167,8 +170,6 @@ class _Run:
         self.model_hash = model_hash
 
     def _refuse_second_test(self) -> None:
-        from pathlib import Path
-
         assert self.test_run is not None
         if not (Path(self.config.out) / "config.json").exists():  # else it goes on, or is refused as another run
             check_first(self.test_run, self.log, self.config.again)

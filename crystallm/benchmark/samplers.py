@@ -1,13 +1,16 @@
-"""What draws the samples of a benchmark: the language model or the diffusion model, told the same of each row."""
+"""What draws the samples of a benchmark: language model, diffusion model or memory, told the same of each row."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from crystallm.asymmetric_unit import AsymmetricUnit
 from crystallm.benchmark.judge import Judged
 from crystallm.cif_write import write_cif
 from crystallm.crystal import Crystal
@@ -16,7 +19,7 @@ from crystallm.refine.batch import at_once
 from crystallm.refine.diffusion import CrystalDiffusionModel
 from crystallm.refine.diffusion import Sampler as Denoising
 from crystallm.sample.generate import GenerateConfig, Generator
-from crystallm.sample.known import known_crystals
+from crystallm.sample.known import RECORDS_FILE, known_crystals
 from crystallm.sample.prompts import Prompt, PromptError, benchmark_prompt
 
 
@@ -180,4 +183,54 @@ class DiffusionSampler:
 
     def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]:
         """A diffusion model gives none."""
+        return {}
+
+
+class TrainingCrystals:
+    """The control that has learned by heart and generates nothing: training crystals of the row's formula, at random.
+
+    Those with as many atoms in the primitive cell as the given cell holds; where there are none, with the most that
+    divide this number.
+    """
+
+    default_select: tuple[str, ...] = ()
+    device = "cpu"
+    known = None
+
+    def __init__(self, folder: str | Path, num: int):
+        """`folder`: of bin/prepare_data.py."""
+        import pyarrow.parquet as pq
+
+        path = Path(folder) / RECORDS_FILE
+        columns = ["id", "text", "reduced_formula", "n_atoms"]
+        rows = pq.read_table(path, columns=columns, filters=[("split", "=", "train")]).to_pylist()
+        self.num = num
+        self.model_hash = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._of: dict[str, dict[int, list[tuple[str, str]]]] = {}  # id and text by formula and number of atoms
+        for row in rows:
+            same = self._of.setdefault(row["reduced_formula"], {})
+            same.setdefault(row["n_atoms"], []).append((row["id"], row["text"]))
+
+    def draw(self, crystals: Mapping[int, Crystal], seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        records: list[CIFRecord] = []
+        refused: dict[int, str] = {}
+        for row, crystal in crystals.items():
+            same = self._of.get(crystal.reduced_formula, {})
+            sizes = [n for n in same if crystal.n_atoms % n == 0]
+            if not sizes:
+                refused[row] = (
+                    f"no training crystal of {crystal.reduced_formula} with {crystal.n_atoms} atoms or a part"
+                )
+                continue
+            candidates = same[max(sizes)]
+            for index in rng.integers(len(candidates), size=self.num).tolist():
+                name, text = candidates[index]
+                provenance = {"generator": "training crystals", "id": name, "seed": seed}
+                cif = write_cif(AsymmetricUnit.from_text(text), provenance)
+                records.append(CIFRecord(name, cif, text=text, provenance=provenance))
+        return Drawn(records, [row for row in crystals if row not in refused], refused)
+
+    def nats(self, judged: Sequence[Judged]) -> dict[str, float | int]:
+        """It gives none."""
         return {}

@@ -87,7 +87,7 @@ def test_the_model_is_told_sorted_species_alone(checkpoint: Path, table: Path, t
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"temperature": 0.5}, r"temperature=0.5 is of language models; .* is a diffusion model"),
+        ({"temperature": 0.5}, r"temperature=0.5 is of language models; .* is none"),
         ({"constraints": "full"}, "constraints='full' is of language models"),
         ({"formula_only": True}, "formula_only=True is of language models"),
         ({"select": ("first", "likelihood")}, "select='likelihood' needs likelihoods"),
@@ -97,6 +97,45 @@ def test_settings_of_the_other_kind_are_refused(table: Path, checkpoint: Path, t
     with pytest.raises(ValueError, match=message):
         benchmark_csp(config_of(table, tmp_path / "run", checkpoint, **settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_training_crystals_are_the_control(table: Path, tmp_path: Path):
+    """Of the formula, as large as the row's cell may be; a run with them is scored as any other."""
+    rock_salt, caesium_chloride = (
+        "Na a 0.000 0.000 0.000\nCl b 0.500 0.500 0.500\n",
+        "Cs a 0.000 0.000 0.000\nCl b 0.500 0.500 0.500\n",
+    )
+    texts = [
+        text_of("NaCl", 1, "Fm-3m", 5.60, rock_salt),
+        text_of("NaCl", 1, "Fm-3m", 5.70, rock_salt),
+        text_of("CsCl", 1, "Pm-3m", 4.12, caesium_chloride),
+        text_of("MgO", 1, "Fm-3m", 4.20, rock_salt.replace("Na", "Mg").replace("Cl", "O")),
+    ]
+    columns = {"id": ["a", "b", "c", "d"], "text": texts, "split": ["train", "train", "train", "val"]}
+    columns |= {"reduced_formula": ["NaCl", "NaCl", "CsCl", "MgO"], "n_atoms": [2, 2, 2, 2]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "records.parquet")
+    results = benchmark_csp(config_of(table, tmp_path / "run", tmp_path, num=8))
+    found = pd.read_parquet(tmp_path / "run" / "targets.parquet").set_index("id")["n=1, unfiltered: matched"]
+    assert found["nacl"] and found["cscl-1"] and not found["mgo"] and not found["zns"]
+    assert "no training crystal of MgO with 2 atoms" in str(results["lost"]), "a row of another split is not one"
+    drawn = [r for path in sorted((tmp_path / "run/samples").glob("*.parquet")) for r in read_records(path)]
+    assert {r.provenance["id"] for r in drawn if r.id.startswith("nacl")} == {"a", "b"}
+    sampler = make_sampler(config_of(table, tmp_path, tmp_path))
+    eight = Crystal(np.eye(3) * 5.6, np.random.default_rng(0).random((8, 3)), np.array([11, 17] * 4))
+    three = Crystal(np.eye(3) * 5.6, np.random.default_rng(0).random((3, 3)), np.array([55, 17, 17]))
+    asked = sampler.draw({2: eight, 5: three}, seed=0)
+    assert asked.asked == [2] and list(asked.refused) == [5] and len(asked.records) == NUM
+    assert [r.text for r in sampler.draw({2: eight}, seed=0).records] == [r.text for r in asked.records]
+    with pytest.raises(ValueError, match=r"temperature=0\.5 is of language models"):
+        make_sampler(config_of(table, tmp_path, tmp_path, temperature=0.5))
+
+
+def text_of(formula: str, units: int, group: str, length: float, sites: str) -> str:
+    edges = "".join(f"_cell_length_{axis} {length:.2f}\n" for axis in "abc")
+    angles = "".join(f"_cell_angle_{angle} 90.0\n" for angle in ("alpha", "beta", "gamma"))
+    tags = "".join(f"_atom_site_{tag}\n" for tag in ("type_symbol", "Wyckoff_symbol", "fract_x", "fract_y", "fract_z"))
+    head = f"data_{formula}\n_crystallm_primitive_formula_units {units}\n_symmetry_space_group_name_H-M {group}\n"
+    return f"{head}{edges}{angles}loop_\n{tags}{sites}"
 
 
 def test_a_language_model_has_no_steps(table: Path, tmp_path: Path):
