@@ -93,8 +93,8 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
     )
     parser.add_argument(
         "--known",
-        help="known crystals: a folder of CIFs, a table, ..., records.parquet of prepared data, known.npz; left out: "
-        "those that the model was trained on",
+        help="known crystals: CIFs, a table, an archive, prepared data, known.npz; left out: those that the model was "
+        "trained on",
     )
     group = parser.add_argument_group("search", "what more than one sample is drawn for; the guide says more")
     group.add_argument("--search", dest="name", choices=tuple(SEARCHES), help="NUM counts by stratum, or rollouts")

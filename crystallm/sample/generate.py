@@ -60,8 +60,8 @@ class GenerateConfig:
     max_draws: int | None = None  # for each prompt then; None: 20 for each that is wanted
     unique: bool = False  # reject what matches an earlier one, of any prompt
     novel: bool = False  # reject what is known
-    # The known crystals: an index, the records.parquet of prepared data, or a corpus; None: those that the model was
-    # trained on, from the index beside it or from its training data.
+    # The known crystals: known.npz, prepared data, or a corpus; None: those that the model was trained on, by the index
+    # beside it or from its training data.
     known: str | None = None
     rules: str = "default"  # checks: default | crystallm | cdvae | none
     refine: bool = False  # the diffusion model goes over what was drawn

@@ -43,13 +43,15 @@ class Known:
 
 
 def known_crystals(path: str | Path | None, model_info: Mapping[str, Any]) -> Known | None:
-    """Those at `path`: known.npz, the records.parquet of prepared data (its train rows), or any corpus of crystals.
+    """Those at `path`: known.npz, prepared data (its train rows), or any corpus of crystals.
 
     Without a path those that the model was trained on: the index beside it, or its training data where it still is.
     None where there is neither. Raises FileNotFoundError, and ValueError for what holds no crystal.
     """
     if path is not None:
-        return _opened(str(path), f"crystals of {path}", _stamp(Path(path)))
+        prepared = Path(path) / RECORDS_FILE
+        place = prepared if prepared.is_file() else Path(path)
+        return _opened(str(place), f"crystals of {place}", _stamp(place))
     data = model_info.get("run", {}).get("data", {}).get("path")
     places = [Path(model_info.get("path", "")) / INDEX_FILE, *([Path(data) / RECORDS_FILE] if data else [])]
     found = next((place for place in places if place.is_file()), None)
@@ -59,8 +61,8 @@ def known_crystals(path: str | Path | None, model_info: Mapping[str, Any]) -> Kn
 def _stamp(path: Path) -> int:
     if not path.exists():
         raise FileNotFoundError(
-            f"known: no file {path}; wanted {INDEX_FILE}, the {RECORDS_FILE} of prepared data, or crystals in any form "
-            "that bin/prepare_data.py reads"
+            f"known: {path} does not exist; wanted {INDEX_FILE}, prepared data, or crystals in any form that "
+            "bin/prepare_data.py reads"
         )
     return path.stat().st_mtime_ns
 

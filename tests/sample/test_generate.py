@@ -192,7 +192,7 @@ def test_polymorphs_are_written_beside_the_records() -> None:
 
 
 def test_an_index_that_is_not_there_is_told(checkpoint: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"known: no file .*none\.npz; wanted known\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"known: .*none\.npz does not exist; wanted known\.npz"):
         run(GenerateConfig(**NACL, model=checkpoint, known=str(tmp_path / "none.npz")))  # type: ignore[arg-type]
 
 

@@ -50,6 +50,7 @@ def test_each_form(drawn: list[CIFRecord], tmp_path: Path) -> None:
     for path, found, note in (
         (tmp_path / "known.npz", "fp-1", "among 1 crystals of .*npz, one with the same formula, space group and Wyck"),
         (records, "tr-1", "among 1 crystals of .*parquet, one that matches"),
+        (records.parent, "tr-1", "among 1 crystals of .*parquet, one that matches"),
         (tmp_path / "cifs", "c-1", r"among 2 crystals of .*cifs \(1 more could not be read\), one that matches"),
     ):
         known = known_crystals(path, {})
@@ -70,7 +71,7 @@ def test_those_of_a_model(drawn: list[CIFRecord], checkpoint: str, tmp_path: Pat
 
 
 def test_what_holds_no_crystal_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"known: no file .*none\.npz; wanted known\.npz, the records\.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"known: .*none\.npz does not exist; wanted known\.npz, prepared data"):
         known_crystals(tmp_path / "none.npz", {})
     (tmp_path / "bad.cif").write_text("data_bad\n_cell_length_a wide\n")
     with pytest.raises(ValueError, match=r"known: .*bad\.cif holds no crystal that can be read, of 1"):
