@@ -15,5 +15,5 @@ from crystallm.config import ConfigError, load_config
 if __name__ == "__main__":
     try:
         print(run_ablation(load_config(AblationConfig)))
-    except (ConfigError, FileNotFoundError) as err:
+    except (ConfigError, OSError) as err:
         sys.exit(f"ablate: {err}")

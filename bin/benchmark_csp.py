@@ -58,5 +58,5 @@ if __name__ == "__main__":
     try:
         select = None if settings["select"] is None else tuple(settings["select"])
         print(results_table(benchmark_csp(CSPConfig(**settings | {"select": select}))))
-    except (FileNotFoundError, ValueError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         raise SystemExit(str(err)) from None

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     ]
     try:
         results = [benchmark_properties(one) for one in settings]
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(property_table(results))
     if given.picture:

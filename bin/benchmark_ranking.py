@@ -28,7 +28,7 @@ if __name__ == "__main__":
         given["votes"] = tuple(given["votes"])
     try:
         results = compare_rankings(RankingConfig(**given))
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(ranking_table(results))
     if target:

@@ -49,5 +49,5 @@ if __name__ == "__main__":
         for n in given.candidates if not given.dataset else ():
             settings = {"num": given.num, "seed": given.seed, "corrector_steps": given.corrector_steps}
             print(f"{n} candidates\n{recover_prototypes(model, given.cells, candidates=n, **settings)}")
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")

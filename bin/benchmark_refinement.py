@@ -34,7 +34,7 @@ if __name__ == "__main__":
         results = compare_refined(
             RefinementConfig(given.run, given.data, given.model, given.num, given.limit, refine, given.device)
         )
-    except (DatasetError, ValueError, FileNotFoundError, ImportError) as err:
+    except (DatasetError, ValueError, ImportError, OSError) as err:
         raise SystemExit(str(err)) from None
     print(refinement_table(results))
     if given.json:

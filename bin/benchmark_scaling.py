@@ -37,7 +37,7 @@ def main() -> None:
     if out is not None:
         try:
             check_output(out, filter(None, (options["path"], all_pairs)), overwrite)
-        except (ValueError, FileExistsError) as err:
+        except (ValueError, OSError) as err:
             parser.exit(2, f"{parser.prog}: {err}\n")
     if all_pairs is not None:
         texts = filter(None, map(canonical_text, read_sources([all_pairs])))

@@ -46,7 +46,7 @@ def main() -> None:
         if out is not None:
             check_output(out, filter(None, [options["path"]]), overwrite)
         config = SpeedConfig(**options | {"rows": tuple(options["rows"].split(",")) if options["rows"] else ()})
-    except (ValueError, FileExistsError) as err:
+    except (ValueError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     result = {"ceilings": measure_ceilings(config)} | measure_speed(config)
     print(speed_table(result))

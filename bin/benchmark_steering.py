@@ -44,7 +44,7 @@ if __name__ == "__main__":
             check_output(Path(out, name), overwrite=overwrite)
         given["prompts"] = tuple(prompt for source in given["prompts"] for prompt in read_prompts(source))
         results = benchmark_steering(SteeringConfig(**given))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(steering_table(results))
     if out is not None:

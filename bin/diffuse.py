@@ -60,12 +60,12 @@ if __name__ == "__main__":
         config = DiffuseConfig(species, cell, given.num, *sampling, given.candidates, given.rules)
         if given.train:
             training = load_config(RefinerRunConfig, given.train)
-            if train_refiner(training) == "sigterm":
+            if train_refiner(training) == "interrupted":
                 parser.exit(143, f"{parser.prog}: stopped while training; the same command goes on\n")
             given.model = training.out
         model, info = load(given.model, given.device)
         if given.compositions:
             model.training_cells = read_training_cells(given.compositions)
         print(run(model, info, config, None if given.no_save else given.out))
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")

@@ -60,6 +60,6 @@ if __name__ == "__main__":
         if log := next((path for path in logs if path.is_file()), None):
             figures["training_curve"] = training_curve(log)
         paths = save_figures(figures, arguments.out)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(*paths, sep="\n")

@@ -19,6 +19,6 @@ if __name__ == "__main__":
     parser.add_argument("--path", nargs="+", help="where the runs' tables are now, if they moved")
     try:
         folder = combine_predictors(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(f"{sum((folder / name).stat().st_size for name in MODEL_FILES):,} bytes written to {folder}")

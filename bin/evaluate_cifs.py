@@ -58,7 +58,7 @@ if __name__ == "__main__":
         for picture in picture_paths(args.pictures) if args.pictures else ():
             check_output(picture, overwrite=args.overwrite)
         evaluation = evaluate(config)
-    except (FileNotFoundError, FileExistsError, ImportError, ValueError) as err:
+    except (ImportError, ValueError, OSError) as err:
         sys.exit(f"evaluate_cifs: {err}")
     if args.out:
         write_report(evaluation, args.out)

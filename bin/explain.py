@@ -26,7 +26,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
     try:
         n_explained, n_read = explain_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_explained:
         sys.exit(f"explain: none of {n_read} explained")

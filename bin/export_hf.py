@@ -21,7 +21,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         folder = export_hf(options.model, options.out, options.dtype)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{n_bytes:,} bytes written to {folder}")

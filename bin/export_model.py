@@ -42,7 +42,7 @@ def main() -> None:
             if options.records:
                 add_training_data(folder, options.model, options.records)
                 written |= TRAINING_FILES
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(f"{sum((folder / name).stat().st_size for name in written):,} bytes written to {folder}")
     if kept := sorted(there - written):

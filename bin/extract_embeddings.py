@@ -44,7 +44,7 @@ def main() -> None:
                 raise ValueError(f"--keep-counts: {source}")
             save_counts(info["path"], counts, tokenizer)
         summary = write_embeddings(model, tokenizer, info, options.out, options.data, options.min_structures)
-    except (ValueError, FileNotFoundError, FileExistsError, ShardError, ImportError) as err:
+    except (ValueError, ShardError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(embedding_table(summary))
     print(f"\nwritten to {options.out}")

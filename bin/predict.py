@@ -23,7 +23,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, help="processes that read and describe; one a core by default")
     try:
         n_predicted, n_read = predict_paths(**vars(parser.parse_args()))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     if not n_predicted:
         sys.exit(f"predict: none of {n_read} predicted")

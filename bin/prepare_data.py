@@ -55,7 +55,7 @@ if __name__ == "__main__":
     config = parse_arguments()
     try:
         result = prepare(config)
-    except (PrepareError, FileNotFoundError) as err:
+    except (PrepareError, OSError) as err:
         raise SystemExit(str(err)) from None
     print(f"{result}\nwritten to {config.out}")
     if result.failure:

@@ -60,11 +60,11 @@ if __name__ == "__main__":
         reading = {"id_column": arguments.id_column, "properties": {}}  # which are of the crystal as it was
         records = read_sources(arguments.paths, arguments.cif_column, **reading)
         model, info = load(arguments.model, arguments.device)
-        checks, tally = FilterConfig(arguments.rules, workers=arguments.workers), Tally()
+        checks, tally = FilterConfig(arguments.rules, workers=arguments.workers), Tally(drawn=False)
         refined = refine_checked(filter_records(records, checks), model, config, checks, info["model_hash"])
         passing = tally.to_write(refined, arguments.keep_rejected)
         number = write_records(arguments.out, passing, arguments.overwrite)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     print(f"{tally.summary()}\n{number} written to {arguments.out}")
     raise SystemExit(0 if tally.counts.n_valid else 1)

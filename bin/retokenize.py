@@ -34,7 +34,7 @@ def main() -> None:
     options["n_merges"] = options.pop("merges")
     try:
         meta = retokenize(**options)
-    except (ShardError, ValueError, FileNotFoundError) as err:
+    except (ShardError, ValueError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     for split, count in meta["counts"].items():
         mean = count["tokens"] / max(1, count["structures"])

@@ -145,7 +145,7 @@ def parse_arguments() -> tuple[argparse.ArgumentParser, GenerateConfig, SearchCo
 
             ranking = Ranking.find(rank, predictor)
         return parser, GenerateConfig(**arguments), SearchConfig(**asked) if asked else None, ranking
-    except (ValueError, FileNotFoundError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
 
 
@@ -162,7 +162,7 @@ if __name__ == "__main__":
     parser, config, settings, ranking = parse_arguments()
     try:
         tally = run(config, settings, ranking)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         parser.exit(2, f"{parser.prog}: {err}\n")
     if not (tally.counts.n_valid or config.keep_rejected):
         raise SystemExit(1)

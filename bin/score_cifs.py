@@ -40,7 +40,7 @@ if __name__ == "__main__":
         if out:
             check_output(out, args["paths"], overwrite)
         scores = score_files(ScoreConfig(**args | {"paths": tuple(args["paths"])}))
-    except (FileNotFoundError, FileExistsError, ValueError, ImportError) as err:
+    except (ValueError, ImportError, OSError) as err:
         sys.exit(f"score_cifs: {err}")
     print(score_table(scores, show))
     if out:

@@ -17,5 +17,5 @@ from crystallm.training.run import train
 if __name__ == "__main__":
     try:
         train()
-    except (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, ImportError) as err:
+    except (ValueError, FloatingPointError, ImportError, OSError) as err:
         sys.exit(f"train: {err}")

@@ -2,7 +2,8 @@
 
     check_output("scores.csv", inputs=["my_cifs/"])  # before any work is done
 
-ValueError for an output that would cost an input, FileExistsError for one that is there. An empty folder is not.
+ValueError for an output that would cost an input, FileExistsError for one that is there, PermissionError where nothing
+may be written. An empty folder is not there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), overwrite:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; wanted a file")
+    _check_writable(path)
     if path.exists():
         spare_inputs(path, inputs)
         if not overwrite:
@@ -36,6 +38,7 @@ def check_output_folder(
     """
     path = Path(path)
     check_is_folder(path)
+    _check_writable(path)
     entries = sorted(path.rglob("*")) if path.is_dir() else []
     if not entries:
         return
@@ -53,6 +56,13 @@ def check_is_folder(path: str | Path) -> None:
     path = Path(path)
     if file := next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None):
         raise ValueError(f"{file} is a file; wanted a folder")
+
+
+def _check_writable(path: Path) -> None:
+    """A new file is written beside its place and moved there."""
+    place = next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: no permission in {place}")
 
 
 def spare_inputs(path: str | Path, inputs: Iterable[str | Path]) -> None:

@@ -230,8 +230,10 @@ def _file_text(record: CIFRecord) -> str:
         "scores": {name: float(value) for name, value in record.scores.items()},
         "text": record.text,
         "provenance": record.provenance,
+        "cif_hash": _hash(record.cif),
     }
     default: dict[str, Any] = {
+        "cif_hash": "",
         "prompt": None,
         "rejected_by": None,
         "reason": "",
@@ -243,11 +245,19 @@ def _file_text(record: CIFRecord) -> str:
     return "".join(f"{_LINE}{name} {_json(value, record.id)}\n" for name, value in stated.items()) + record.cif
 
 
+def _hash(cif: str) -> str:
+    """By which a file tells whether its comment lines are still of this CIF. An editor's line ends may differ."""
+    return hashlib.sha256(cif.replace("\r\n", "\n").strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _json(value: Any, record_id: str) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as err:
         raise ValueError(f"{record_id}: {err}; wanted numbers, text, lists and dicts, got {value!r}") from None
+
+
+_VASP = re.compile("POSCAR|CONTCAR|CENTCAR|OUTCAR|XDATCAR|CONFIG")  # ASE goes by these words, whatever the ending
 
 
 class _FileNames:
@@ -261,7 +271,8 @@ class _FileNames:
         return self._count
 
     def of(self, record_id: str) -> str:
-        stem = urllib.parse.quote(record_id, safe=" #+=,()[]@") or "%"
+        stem = urllib.parse.quote(record_id, safe=" #+=,()[]") or "%"
+        stem = _VASP.sub(lambda found: found[0].lower(), stem)
         if stem[0] in ". ":
             stem = f"%{ord(stem[0]):02X}{stem[1:]}"
         if len(stem) > 200:
@@ -327,15 +338,32 @@ def _records_of_bytes(name: str, size: int, read: Callable[[], bytes]) -> Iterat
     except CIFError as err:
         yield CIFRecord(name, "", rejected_by=err.reason, reason=f"{name}: {err.message}")
         return
-    if text.startswith(_LINE + "id "):
-        yield record_of_text(name, text)
-    else:
+    yield from records_of_text(name, text)
+
+
+def records_of_text(name: str, text: str) -> Iterator[CIFRecord]:
+    """The record of a file as `write_records` writes it, or those of several in a row; of any other CIF one a block.
+
+    A file that was edited counts as any other: of its comment lines the id stays, and what the CIF itself says.
+    """
+    if not text.startswith(f"{_LINE}id "):
         for record_id, block in split_cif(text, name):
             yield CIFRecord(record_id, block, provenance=read_provenance(block))
+        return
+    record, stated_hash = _with_comments(name, text)
+    if record.rejected_by == "syntax" or stated_hash == _hash(record.cif):
+        yield record
+        return
+    parts = re.split(rf"^(?={re.escape(_LINE)}id )", text, flags=re.M)[1:]
+    for part in parts:
+        if len(parts) > 1:
+            yield from records_of_text(name, part)
+        else:
+            yield from records_of_text(record.id, record.cif)
 
 
-def record_of_text(name: str, text: str) -> CIFRecord:
-    """A record from a CIF file as `write_records` writes it, or from any other."""
+def _with_comments(name: str, text: str) -> tuple[CIFRecord, str]:
+    """The record with all that its comment lines say, and the hash of the CIF that they were written for."""
     fields: dict[str, Any] = {}
     position = 0
     while text.startswith(_LINE, position):
@@ -347,10 +375,10 @@ def record_of_text(name: str, text: str) -> CIFRecord:
             fields[key] = json.loads(value)
         except ValueError:
             reason = f"{name}: the comment line {key!r} is no JSON: {value[:60]}"
-            return CIFRecord(name, text, rejected_by="syntax", reason=reason)
+            return CIFRecord(name, text, rejected_by="syntax", reason=reason), ""
         position = end + 1
     known = {key: value for key, value in fields.items() if key in _STORED}
-    return CIFRecord(**known, cif=text[position:])
+    return CIFRecord(**known, cif=text[position:]), fields.get("cif_hash", "")
 
 
 def _read_parquet(path: Path) -> Iterator[CIFRecord]:

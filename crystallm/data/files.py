@@ -15,15 +15,15 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from crystallm import interop
-from crystallm.cif import MAX_CIF_BYTES, CIFError, decode_cif, split_cif
-from crystallm.records import CIFRecord, record_of_text
+from crystallm.cif import MAX_CIF_BYTES, CIFError, decode_cif
+from crystallm.records import CIFRecord, records_of_text
 
 MAX_FILE_BYTES = MAX_CIF_BYTES  # a larger CIF is a supercell dump or an attack: `too_large`, unread
 MAX_EXPANSION = 200  # CIF text compresses 5 to 50 times; a bomb over 1,000
 MIN_EXPANDED_BYTES = 256_000_000  # below this an archive may expand as it likes
 
 KINDS = {
-    "cif": ("cif", "mcif"),
+    "cif": ("cif", "mcif", "mmcif"),
     "poscar": ("vasp", "poscar"),
     "extxyz": ("extxyz", "xyz"),
     "csv": ("csv",),
@@ -124,13 +124,10 @@ def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
 
 
 def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord]:
-    """A record for each data block, or the one that write_records wrote, with all that its comment lines say of it."""
-    if text.startswith("# crystallm.record.id "):
-        record = record_of_text(record_id, text)
-        yield replace(record, id=printable(str(record.id)))
-        return
-    for block_id, block in split_cif(text, record_id):
-        yield CIFRecord(printable(block_id), block, provenance={"source": printable(source)})
+    """A record for each data block, or what write_records wrote, with all that its comment lines say of it."""
+    for record in records_of_text(record_id, text):
+        about = record.provenance if text.startswith("# crystallm.record.id ") else {}
+        yield replace(record, id=printable(str(record.id)), provenance=about | {"source": printable(source)})
 
 
 def _records_of_foreign(record_id: str, text: str, source: str, kind: str) -> Iterator[CIFRecord]:

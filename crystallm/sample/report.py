@@ -119,8 +119,14 @@ def _row_without_text(record: CIFRecord) -> tuple[str, ...]:
 class Tally:
     """What a summary tells of records, none of them kept."""
 
-    def __init__(self, records: Iterable[CIFRecord] = (), asked: Mapping[str, float] | None = None) -> None:
-        """`asked`: properties by their full names; those that can be computed are, of the valid records."""
+    def __init__(
+        self, records: Iterable[CIFRecord] = (), asked: Mapping[str, float] | None = None, drawn: bool = True
+    ) -> None:
+        """`asked`: properties by their full names; those that can be computed are, of the valid records.
+
+        `drawn`: just now, so that dead ends on the way are told of.
+        """
+        self.drawn = drawn
         self.counts = FilterCounts()
         self.asked = {name: value for name, value in (asked or {}).items() if computed(name) is not None}
         self.obtained: dict[str, array[float]] = {name: array("d") for name in self.asked}
@@ -158,7 +164,7 @@ class Tally:
 
     def summary(self) -> str:
         """`kept 7 of 8`, and a line for each reason, with its first case."""
-        again = f"; dead ends drawn again: {self.n_restarts}" if self.n_restarts else ""
+        again = f"; dead ends drawn again: {self.n_restarts}" if self.drawn and self.n_restarts else ""
         lines = [f"kept {self.counts.n_valid} of {self.counts.n_read}{again}", *self.rejections.lines()]
         n_failed = self.not_taken.counts.total()
         if self.refined["taken"] or n_failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -52,6 +53,7 @@ class BatchesAhead:
                         batch_size=None,
                         sampler=self._sampled(),
                         num_workers=self.workers,
+                        worker_init_fn=_leave_ctrl_c,  # to the trainer, which ends the step at hand
                         collate_fn=_as_it_is,
                         prefetch_factor=AHEAD,
                         generator=torch.Generator(),  # else it would draw from the one that dropout draws from
@@ -65,6 +67,10 @@ class BatchesAhead:
         for chosen in self.loader.plan():
             self._states.append(dict(self.loader.state))
             yield chosen
+
+
+def _leave_ctrl_c(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def made_ahead(loader: Planned, device: torch.device, workers: int | None = None) -> Planned | BatchesAhead:

@@ -106,7 +106,7 @@ class Batches(Protocol):
 
 
 Callback = Callable[[nn.Module, int], Mapping[str, float]]  # (model in evaluation mode, step) -> further metrics
-StopReason = Literal["finished", "early_stop", "sigterm"]
+StopReason = Literal["finished", "early_stop", "interrupted"]
 
 
 class Trainer:
@@ -152,34 +152,35 @@ class Trainer:
     # -- the loop
 
     def fit(self) -> StopReason:
-        """Train to the end, or until SIGTERM; `<out>/last` then holds where it stands."""
+        """Train to the end, or until SIGTERM or Ctrl-C; `<out>/last` then holds where it stands."""
         resumed = self._resume() if self.config.resume else False
         self.log = self._open_log(resumed)
-        previous = self._catch_sigterm()
+        previous = self._catch_signals()
         self._now = time.process_time if self.config.clock == "cpu" else time.perf_counter
         started = self._now() - self.elapsed
         try:
             reason = self._loop(started)
             self.elapsed = self._now() - started
-            if reason != "sigterm" and self._val_step != self.step:
+            if reason != "interrupted" and self._val_step != self.step:
                 self._evaluate()
             self.save("last")
             if self.log is not None:
                 plot_loss(self.log.path, self.out / "loss.png", self.names[0])
-            self._say(f"{reason} at step {self.step}, best {self.names[0]} {self.best:.3f}")
+            goes_on = "; the same command goes on from here" if reason == "interrupted" else ""
+            self._say(f"{reason} at step {self.step}, best {self.names[0]} {self.best:.3f}{goes_on}")
             return reason
         finally:
             if self.log is not None:
                 self.log.close()
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
+            for one, handler in previous.items():
+                signal.signal(one, handler)
 
     def _loop(self, started: float) -> StopReason:
         config, window = self.config, _Window(self.names, self.processes.device)
         while True:
             self.elapsed, stop = self.processes.largest([self._now() - started, float(self._stop)])
             if stop:
-                return "sigterm"
+                return "interrupted"
             progress = self.progress()
             if progress >= 1:
                 return "finished"
@@ -366,15 +367,20 @@ class Trainer:
         config = self.config
         return MetricsLog(self.out, self.step if resumed else None, config.wandb, config.wandb_project, self.info)
 
-    def _catch_sigterm(self) -> Any:
-        """SIGTERM ends the run after the step at hand; None where signals cannot be caught (not the main thread)."""
+    def _catch_signals(self) -> dict[int, Any]:
+        """SIGTERM and Ctrl-C end the run after the step at hand, a second Ctrl-C at once; returns what was done before.
+
+        Nothing where signals cannot be caught: outside the main thread.
+        """
         if threading.current_thread() is not threading.main_thread():
-            return None
+            return {}
 
         def stop(signum: int, frame: FrameType | None) -> None:
+            if self._stop and signum == signal.SIGINT:
+                raise KeyboardInterrupt
             self._stop = True
 
-        return signal.signal(signal.SIGTERM, stop)
+        return {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
 
     def _say(self, text: str) -> None:
         if self.processes.is_first:

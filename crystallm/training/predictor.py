@@ -93,7 +93,7 @@ def train_predictor(config: PredictorRunConfig) -> str:
     # Not made ahead: a frozen text encoder reads texts on its own device when batches are made.
     trainer = Trainer(model, train, val.once, config.train, config.out, processes, info, callbacks)
     reason = trainer.fit()
-    if processes.is_first and reason != "sigterm":
+    if processes.is_first and reason != "interrupted":
         calibrate(Path(config.out), samples, val.indices)
     processes.close()
     return reason

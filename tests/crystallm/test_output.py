@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crystallm.output import check_is_folder, check_output, check_output_folder, spare_inputs
+from crystallm.records import check_records_output
 
 OURS = "crystals of an earlier run"
 
@@ -33,6 +34,14 @@ def test_a_file_is_replaced_only_when_asked(folder: Path) -> None:
     check_output(folder / "a.cif", overwrite=True)
     with pytest.raises(ValueError, match="made is a folder; wanted a file"):
         check_output(folder, overwrite=True)
+
+
+def test_a_place_without_permission_is_told_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crystallm.output.os.access", lambda place, mode: place != folder)
+    with pytest.raises(PermissionError, match=rf"new\.csv cannot be written: no permission in {folder}"):
+        check_output(folder / "new.csv")
+    with pytest.raises(PermissionError, match=rf"cannot be written: no permission in {folder}"):
+        check_records_output(folder / "deep" / "new")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -213,6 +213,44 @@ def test_edited_comment_lines(tmp_path):
     assert "no JSON: a" in third.reason and first.id == "a"
 
 
+def test_an_edited_cif_is_what_it_says_now(tmp_path):
+    """Its comment lines were written for another crystal: of them the id stays."""
+    text = canonicalize(NACL)
+    stated = CIFRecord("gen-1", NACL, text=text, scores={"nats": -1.0}, rejected_by="bonds", reason="long")
+    write_records(tmp_path / "out", [stated])
+    file = tmp_path / "out" / "gen-1.cif"
+    whole = file.read_text()
+    assert list(read_records(file)) == [stated]
+    file.write_bytes(whole.replace("\n", "\r\n").encode())
+    [record] = read_records(file)
+    assert (record.text, record.scores, record.rejected_by) == (text, {"nats": -1.0}, "bonds"), "line ends are no edit"
+    head, _, body = whole.partition("data_")
+    file.write_text(f"{head}data_{body.replace('Na', 'K')}")
+    [record] = read_records(file)
+    assert record.id == "gen-1" and parse_cif(record.cif)[0].reduced_formula == "KCl"
+    assert (record.text, record.scores, record.rejected_by, record.reason) == ("", {}, None, "")
+
+
+def test_files_one_behind_the_other_are_all_read(tmp_path):
+    records = [dataclasses.replace(RECORDS[1], id=f"gen-{k}", text=f"text {k}") for k in range(3)]
+    write_records(tmp_path / "out", records)
+    parts = [(tmp_path / "out" / f"gen-{k}.cif").read_text() for k in range(3)]
+    (tmp_path / "all.cif").write_text("".join(part if part.endswith("\n") else f"{part}\n" for part in parts))
+    found = list(read_records(tmp_path / "all.cif"))
+    assert [(one.id, one.text, one.cif.strip()) for one in found] == [(r.id, r.text, r.cif.strip()) for r in records]
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "mp-1_CONTCAR", "OUTCAR", "XDATCAR", "x@2", "CONFIG-7"])
+def test_others_read_a_file_whatever_the_id(name, tmp_path):
+    """ASE goes by words in file names, and takes what is behind an @ for an index."""
+    from ase.io import read
+
+    write_records(tmp_path / "out", [CIFRecord(name, NACL)])
+    [file] = (tmp_path / "out").iterdir()
+    assert len(read(str(file))) == 8
+    assert [record.id for record in read_records(tmp_path / "out")] == [name]
+
+
 def test_parquet_of_others(tmp_path):
     table = {"material_id": ["mp-1", None], "cif": [NACL, None], "scores": [5.0, 1.0], "text": [1, 2]}
     pq.write_table(pa.table(table), tmp_path / "corpus.parquet")

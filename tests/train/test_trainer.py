@@ -164,19 +164,31 @@ def _kill_at(step: int):
     return callback
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(sent: signal.Signals, tmp_path: Path):
     def terminate(model: nn.Module, step: int) -> dict[str, float]:
         if step == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         return {}
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(sent)
     line_trainer(tmp_path / "a").fit()
-    assert line_trainer(tmp_path / "b", replace(FAST, save_every=100), callbacks=[terminate]).fit() == "sigterm"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert line_trainer(tmp_path / "b", replace(FAST, save_every=100), callbacks=[terminate]).fit() == "interrupted"
+    assert signal.getsignal(sent) is before
     assert read_config(tmp_path / "b" / "last")["training"]["step"] == 10
     assert line_trainer(tmp_path / "b").fit() == "finished"
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path):
+    def impatient(model: nn.Module, step: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        line_trainer(tmp_path, callbacks=[impatient]).fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_also_runs_outside_the_main_thread(tmp_path: Path):
