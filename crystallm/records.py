@@ -359,7 +359,7 @@ def records_of_text(name: str, text: str) -> Iterator[CIFRecord]:
         if len(parts) > 1:
             yield from records_of_text(name, part)
         else:
-            yield from records_of_text(record.id, record.cif)
+            yield from records_of_text(str(record.id), record.cif)
 
 
 def _with_comments(name: str, text: str) -> tuple[CIFRecord, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,20 +92,20 @@ class TextSampler:
             records = self.generator.generate_from(list(prompts.values()), config) if prompts else []
         n_known = 0
         if config.novel:
-            records, n_known = self._novel(records, len(prompts))
+            records, n_known = self._novel(records)
         return Drawn(records, list(prompts), refused, n_known)
 
-    def _novel(self, records: Sequence[CIFRecord], n_prompts: int) -> tuple[list[CIFRecord], int]:
+    def _novel(self, records: Sequence[CIFRecord]) -> tuple[list[CIFRecord], int]:
         """`num` of each prompt that are no known crystals, and how many of the drawn ones are known."""
-        kept: list[list[CIFRecord]] = [[] for _ in range(n_prompts)]
-        for record in records:
-            number = int(record.id.split("-")[1]) if n_prompts > 1 else 0  # gen-0003-000012
-            if record.rejected_by != "known":
-                kept[number].append(record)
-        n_known = len(records) - sum(map(len, kept))
         missing = CIFRecord("", "", rejected_by="known", reason="only known crystals were drawn in its place")
-        padded = [[*part, *[missing] * self.config.num][: self.config.num] for part in kept]
-        return [record for part in padded for record in part], n_known
+        found: list[CIFRecord] = []
+        n_known = 0
+        for _, part in itertools.groupby(records, lambda record: record.id.rpartition("-")[0]):  # a prompt's
+            drawn = list(part)
+            new = [record for record in drawn if record.rejected_by != "known"]
+            n_known += len(drawn) - len(new)
+            found += [*new, *[missing] * self.config.num][: self.config.num]
+        return found, n_known
 
     def _prompt(self, crystal: Crystal) -> Prompt:
         """The reduced formula, and unless `formula_only` how many of it the given cell holds."""

@@ -126,8 +126,8 @@ def _too_large(record_id: str, size: int, source: str) -> CIFRecord:
 def records_of_cif(record_id: str, text: str, source: str) -> Iterator[CIFRecord]:
     """A record for each data block, or what write_records wrote, with all that its comment lines say of it."""
     for record in records_of_text(record_id, text):
-        about = record.provenance if text.startswith("# crystallm.record.id ") else {}
-        yield replace(record, id=printable(str(record.id)), provenance=about | {"source": printable(source)})
+        provenance = record.provenance | {"source": printable(source)}
+        yield replace(record, id=printable(str(record.id)), provenance=provenance)
 
 
 def _records_of_foreign(record_id: str, text: str, source: str, kind: str) -> Iterator[CIFRecord]:

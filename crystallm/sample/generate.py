@@ -120,8 +120,7 @@ def generate(
 
     Rejected ones say why (`rejected_by`, `reason`). With `until_valid` there are as many as it took to get `num` valid
     ones of each prompt, with `unique` such as no earlier prompt has either, with `novel` such as are not known, or
-    max_draws. The same seed gives the same
-    records. Raises PromptError for what no structure can satisfy.
+    max_draws. The same seed gives the same records. Raises PromptError for what no structure can satisfy.
     """
     if prompt is not None:
         settings["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)

@@ -1,7 +1,7 @@
 """The crystals that a sample may be known as: those that its model was trained on, or others that are named.
 
-known = known_crystals(None, generator.info)   # None: nothing tells what this model was trained on
-known.find(record.text)                    # "mp-22862", or None
+known = known_crystals(None, generator.info)  # None: nothing tells what this model was trained on
+known.find(record.text)                       # "mp-22862", or None
 """
 
 from __future__ import annotations
